@@ -1,0 +1,10 @@
+"""``python -m nextvit_deploy`` is ``nextvit-export``."""
+
+from __future__ import annotations
+
+import sys
+
+from nextvit_deploy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

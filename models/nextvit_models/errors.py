@@ -5,7 +5,8 @@
     DeployError                what happened, and what to do about it, in one line
     ├── MissingExtra           an optional dependency is not installed
     ├── CheckpointMismatch     the weights do not fit a Next-ViT, or not this one
-    └── UnsafeCheckpoint       the file asks to import code; it was not loaded
+    ├── UnsafeCheckpoint       the file asks to import code; it was not loaded
+    └── OutputNotWritten       an output could not be written; nothing half-written is left
 
 The exporting half of the tree is in ``nextvit_exporters.errors``. Anything that is not a ``DeployError`` is a
 bug and keeps its traceback.
@@ -31,3 +32,7 @@ class CheckpointMismatch(DeployError):
 
 class UnsafeCheckpoint(DeployError):
     """The pickle asks to import something other than tensors; nothing of it was executed."""
+
+
+class OutputNotWritten(DeployError):
+    """An output could not be written (full disk, missing rights); nothing half-written is left behind."""

@@ -1,0 +1,1 @@
+"""The compiler: graph rewrites, one file per target, and the executors that prove what was written."""

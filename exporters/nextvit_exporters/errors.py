@@ -1,0 +1,52 @@
+"""The exception tree of the whole project, re-exported from one place.
+
+::
+
+    DeployError                what happened, and what to do about it, in one line
+    ├── MissingExtra           an optional dependency is not installed
+    ├── CheckpointMismatch     the weights do not fit a Next-ViT, or not this one
+    ├── UnsafeCheckpoint       the file asks to import code; it was not loaded
+    ├── OutputNotWritten       an output could not be written; nothing half-written is left
+    ├── UnsupportedSpec        the target can't build what was asked; the message names the alternatives
+    ├── InvariantError         a pass was handed, or produced, a graph it must not
+    ├── BuildFailed            the target's own tool refused the graph
+    └── VerificationFailed     built, but further from PyTorch than its tolerance allows
+"""
+
+from __future__ import annotations
+
+from nextvit_models.errors import (
+    CheckpointMismatch,
+    DeployError,
+    MissingExtra,
+    OutputNotWritten,
+    UnsafeCheckpoint,
+)
+
+__all__ = [
+    "BuildFailed",
+    "CheckpointMismatch",
+    "DeployError",
+    "InvariantError",
+    "MissingExtra",
+    "OutputNotWritten",
+    "UnsafeCheckpoint",
+    "UnsupportedSpec",
+    "VerificationFailed",
+]
+
+
+class UnsupportedSpec(DeployError):
+    """The target can't build what was asked; the message names what it can."""
+
+
+class InvariantError(DeployError):
+    """A pass was handed, or produced, a graph that breaks its contract."""
+
+
+class BuildFailed(DeployError):
+    """The target's own tool refused the graph."""
+
+
+class VerificationFailed(DeployError):
+    """The artefact was built and executed, and is further from PyTorch than its tolerance allows."""

@@ -1,0 +1,7 @@
+"""Whole files or none, as in ``nextvit_models.files``; here for everything above the models."""
+
+from __future__ import annotations
+
+from nextvit_models.files import atomic_path, atomic_write, sha256_of
+
+__all__ = ["atomic_path", "atomic_write", "sha256_of"]

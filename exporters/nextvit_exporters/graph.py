@@ -1,0 +1,182 @@
+"""Traced models: from an ``nn.Module`` to a ``torch.fx`` graph, and the few operations every pass needs.
+
+A graph is a ``torch.fx.GraphModule`` in eval mode and float64. Its modules are never changed in place: a pass
+replaces a module by a new one under the same name, so an earlier graph stays valid and costs no copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nextvit_exporters.errors import InvariantError
+from nextvit_models.blocks import DropPath
+
+Value = Any  # what an fx node may hold: a tensor, a number, a shape, a tuple of those
+
+
+class _Tracer(fx.Tracer):
+    """torch's own layers are leaves, and so is stochastic depth, so that stripping it can be counted."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DropPath) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace ``model`` into a float64 graph of its own; the model's weights are left as they are.
+
+    Raises InvariantError when the model is in training mode or can't be traced symbolically.
+    """
+    if model.training:
+        msg = "the model is in training mode; call .eval() before tracing"
+        raise InvariantError(msg)
+    try:
+        graph = _Tracer().trace(model)
+    except fx.proxy.TraceError as error:
+        msg = f"the model can't be traced: {error}; control flow on tensor values must go"
+        raise InvariantError(msg) from error
+    return cast(fx.GraphModule(model, graph), torch.float64)
+
+
+def clone(graph: fx.GraphModule) -> fx.GraphModule:
+    """A second graph over the same modules; editing or replacing in one leaves the other alone."""
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, nodes)
+
+
+def cast(graph: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """A copy with every floating parameter and buffer rounded to ``dtype``, one module at a time."""
+    result = clone(graph)
+    done: set[str] = set()
+    for node in result.graph.nodes:
+        if node.op == "call_module" and node.target not in done:
+            done.add(node.target)
+            module = result.get_submodule(node.target)
+            result.set_submodule(node.target, copy.deepcopy(module).to(dtype))
+        elif node.op == "get_attr" and node.target not in done:
+            done.add(node.target)
+            _cast_attribute(result, node.target, dtype)
+    return result
+
+
+def _cast_attribute(graph: fx.GraphModule, target: str, dtype: torch.dtype) -> None:
+    owner_name, _, name = target.rpartition(".")
+    owner = graph.get_submodule(owner_name)
+    value = getattr(owner, name)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return
+    value = value.detach().to(dtype)
+    if name in owner._parameters:  # noqa: SLF001 - torch offers no public test for "is a parameter of"
+        value = nn.Parameter(value, requires_grad=False)
+    setattr(owner, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One execution: the outputs, flattened in order, and the multiply-accumulates it took."""
+
+    outputs: tuple[Tensor, ...]
+    macs: int
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and leaves on each node what the passes ask about it: a tensor's shape, or the value."""
+
+    def run_node(self, n: fx.Node) -> Value:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = tuple(value.shape)
+        else:
+            n.meta["value"] = value
+        return value
+
+
+@torch.no_grad()
+def measure(graph: fx.GraphModule, inputs: Tensor) -> Measured:
+    """Execute ``graph`` on ``inputs``, note every node's shape in its ``meta``, and count the work.
+
+    Multiply-accumulates are those of convolutions, linear maps and matrix products.
+    """
+    with FlopCounterMode(display=False) as counter:
+        result = _Recorder(graph).run(inputs)
+    return Measured(flat(result), counter.get_total_flops() // 2)
+
+
+@torch.no_grad()
+def execute(graph: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+    """The outputs of ``graph`` on ``inputs``, flattened in order."""
+    return flat(graph(inputs))
+
+
+def flat(result: Value) -> tuple[Tensor, ...]:
+    """A model's result as a flat tuple of tensors."""
+    if isinstance(result, Tensor):
+        return (result,)
+    return tuple(tensor for item in result for tensor in flat(item))
+
+
+def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
+    """The module a node calls; None for any other kind of node."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return graph.get_submodule(str(node.target))
+    return None
+
+
+def calls_once(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node's module is called nowhere else and shares no parameter with another module."""
+    if sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) != 1:
+        return False
+    own = {id(p) for p in graph.get_submodule(str(node.target)).parameters()}
+    others = (
+        p
+        for name, module in graph.named_modules()
+        if name != node.target and not list(module.children())
+        for p in module.parameters(recurse=False)
+    )
+    return not any(id(p) in own for p in others)
+
+
+def nodes(graph: fx.GraphModule) -> int:
+    """Operations in the graph: every node but inputs and the output."""
+    return sum(node.op not in {"placeholder", "output"} for node in graph.graph.nodes)
+
+
+def parameters(graph: fx.GraphModule) -> int:
+    """Trained numbers the graph still reads, normalisation statistics included."""
+    tensors: dict[int, Tensor] = {}
+    for node in graph.graph.nodes:
+        if (module := module_of(graph, node)) is not None:
+            tensors |= {id(t): t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    return sum(t.numel() for t in tensors.values())
+
+
+def inputs_of(node: fx.Node) -> Iterable[fx.Node]:
+    """The nodes this one reads."""
+    return node.all_input_nodes
+
+
+def is_op(node: object, *names: str) -> bool:
+    """Whether a node is one of these tensor operations, written as method, function or operator."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_method":
+        return node.target in names
+    if node.op == "call_function":
+        target: str | Callable[..., object] = node.target
+        return getattr(target, "__name__", "") in names
+    return False
+
+
+def finish(graph: fx.GraphModule) -> None:
+    """Drop what nobody reads any more, check the graph, and make it runnable."""
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    graph.recompile()

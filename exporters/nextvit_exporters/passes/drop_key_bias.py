@@ -1,0 +1,45 @@
+"""Drop the bias of the keys: softmax doesn't see it.
+
+Before::
+
+    a = softmax(q (K x + c)ᵀ)            # = softmax(q (K x)ᵀ + q cᵀ)
+
+After::
+
+    a = softmax(q (K x)ᵀ)
+
+q cᵀ is one number per query, the same for every key, and softmax over the keys is unchanged by a constant. Not
+applied when something else reads the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from nextvit_exporters.passes import algebra, attention
+from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.dataflow import replace_module
+
+
+@dataclass(frozen=True, slots=True)
+class DropKeyBias(Rewrite):
+    """Keys without a bias."""
+
+    name: str = "drop-key-bias"
+
+    def __call__(self, graph: fx.GraphModule) -> PassResult:
+        """Remove the key bias of every attention that has one."""
+        rewrites, refused = 0, []
+        for match in attention.find(graph):
+            if isinstance(match, Refusal):
+                refused.append(match)
+                continue
+            linear = graph.get_submodule(str(match.k.target))
+            if linear.bias is None:
+                continue
+            keys = algebra.with_weights(linear, linear.weight, None)  # type: ignore[arg-type]  # k is Linear
+            replace_module(graph, match.k, keys)
+            rewrites += 1
+        return PassResult(rewrites, tuple(refused))

@@ -1,0 +1,47 @@
+"""Fold the attention's scale into the query's weights.
+
+Before::
+
+    a = softmax((s * q) kᵀ)              # or softmax(s * (q kᵀ));  q = W x + b, s = 1 / sqrt(head_dim)
+
+After::
+
+    a = softmax(q' kᵀ)                   # q' = (s * W) x + s * b
+
+Not applied when something else reads q.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx
+
+from nextvit_exporters.passes import algebra, attention
+from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.dataflow import bypass, replace_module
+
+
+@dataclass(frozen=True, slots=True)
+class FoldAttentionScale(Rewrite):
+    """1 / sqrt(head_dim) moved into Q."""
+
+    name: str = "fold-attention-scale"
+
+    def __call__(self, graph: fx.GraphModule) -> PassResult:
+        """Fold the scale of every attention that has one."""
+        rewrites, refused = 0, []
+        for match in attention.find(graph):
+            if isinstance(match, Refusal):
+                refused.append(match)
+                continue
+            if not match.scales:
+                continue
+            factor = math.prod(attention.scale_factor(node) or 1.0 for node in match.scales)
+            linear = graph.get_submodule(str(match.q.target))
+            replace_module(graph, match.q, algebra.scale_output(linear, factor))  # type: ignore[arg-type]  # q is Linear
+            for node in match.scales:
+                bypass(node)
+            rewrites += 1
+        return PassResult(rewrites, tuple(refused))

@@ -1,0 +1,48 @@
+"""Move the bias of the values into the output projection: softmax rows sum to one.
+
+Before::
+
+    y = P (a (V x + c)) + p              # a: attention weights, each row sums to one
+
+After::
+
+    y = P (a (V x)) + (p + P c)
+
+a (V x + c) = a (V x) + c. Not applied when something else reads the values or the product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from nextvit_exporters.passes import algebra, attention
+from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.dataflow import replace_module
+
+
+@dataclass(frozen=True, slots=True)
+class MoveValueBias(Rewrite):
+    """Values without a bias; the projection carries it."""
+
+    name: str = "move-value-bias"
+
+    def __call__(self, graph: fx.GraphModule) -> PassResult:
+        """Move the value bias of every attention that has one."""
+        rewrites, refused = 0, []
+        for match in attention.find(graph):
+            if isinstance(match, Refusal):
+                refused.append(match)
+                continue
+            values = graph.get_submodule(str(match.v.target))
+            proj = graph.get_submodule(str(match.proj.target))
+            if values.bias is None:
+                continue
+            shift = algebra.Affine(torch.ones_like(values.bias), values.bias.detach())
+            replace_module(graph, match.proj, algebra.fold_before(proj, shift))  # type: ignore[arg-type]  # Linear
+            bare = algebra.with_weights(values, values.weight, None)  # type: ignore[arg-type]  # v is Linear
+            replace_module(graph, match.v, bare)
+            rewrites += 1
+        return PassResult(rewrites, tuple(refused))

@@ -1,0 +1,75 @@
+"""Compute keys and values with one matrix product.
+
+Before::
+
+    k = K x + c
+    v = V x + e
+
+After::
+
+    k, v = split([K; V] x + [c; e])
+
+The rows of both maps are stacked; nothing is computed differently. Not applied when k and v read different
+tokens, or when one of them has a bias and the other has none.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from nextvit_exporters.passes import attention
+from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+
+
+@dataclass(frozen=True, slots=True)
+class PackKeyValue(Rewrite):
+    """K and V as one Linear."""
+
+    name: str = "pack-key-value"
+
+    def __call__(self, graph: fx.GraphModule) -> PassResult:
+        """Pack every attention whose k and v read the same tokens."""
+        rewrites, refused = 0, []
+        for match in attention.find(graph):
+            if isinstance(match, Refusal):
+                refused.append(match)
+            elif reason := _why_not(graph, match):
+                refused.append(Refusal(match.where, reason))
+            else:
+                _pack(graph, match)
+                rewrites += 1
+        return PassResult(rewrites, tuple(refused))
+
+
+def _why_not(graph: fx.GraphModule, match: attention.Attention) -> str | None:
+    if match.k.args != match.v.args:
+        return "keys and values read different tokens"
+    key, value = graph.get_submodule(str(match.k.target)), graph.get_submodule(str(match.v.target))
+    if (key.bias is None) != (value.bias is None):
+        return "only one of keys and values has a bias"
+    return None
+
+
+def _pack(graph: fx.GraphModule, match: attention.Attention) -> None:
+    key, value = graph.get_submodule(str(match.k.target)), graph.get_submodule(str(match.v.target))
+    packed = nn.Linear(key.in_features, key.out_features + value.out_features, bias=key.bias is not None)
+    packed.weight = nn.Parameter(torch.cat([key.weight.detach(), value.weight.detach()]), requires_grad=False)
+    if key.bias is not None:
+        both = torch.cat([key.bias.detach(), value.bias.detach()])
+        packed.bias = nn.Parameter(both, requires_grad=False)
+    name = f"{match.where}.kv"
+    graph.add_submodule(name, packed)
+    first = min((match.k, match.v), key=list(graph.graph.nodes).index)
+    with graph.graph.inserting_before(first):
+        both_nodes = graph.graph.call_module(name, match.k.args)
+        halves = graph.graph.call_method("split", (both_nodes, [key.out_features, value.out_features], -1))
+        for index, node in enumerate((match.k, match.v)):
+            half = graph.graph.call_function(operator.getitem, (halves, index))
+            half.meta["shape"] = node.meta["shape"]
+            node.replace_all_uses_with(half)
+    for node in (match.k, match.v):
+        graph.graph.erase_node(node)

@@ -1,0 +1,56 @@
+# Needs make and Python 3.10 or newer, nothing else: the environment is made in .venv.
+#
+#   make demo     export the bundled checkpoint to ONNX, float32 and FP16, and verify both files
+#   make test     every check and every test
+#   make lint     the checks alone
+#   make bench    the benchmarks
+#   make clean    remove caches and build outputs; .venv and exports stay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+PYTEST ?= $(BIN)/pytest --numprocesses logical
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(INSTALLED)
+	$(BIN)/nextvit-export onnx
+	$(BIN)/nextvit-export onnx --fp16
+
+test: lint
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED_DEV)
+	@for script in benchmarks/*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find benchmarks exporters models nextvit_deploy tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo 'Python 3.10 or newer is needed and $(PYTHON) is not; name one: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install 'pip>=22' # editable installs without a setup.py
+	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt $(MADE)
+	$(PIP) --editable .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt $(MADE)
+	$(PIP) --editable '.[dev]'
+	@touch $(INSTALLED) $@

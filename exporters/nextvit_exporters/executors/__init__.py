@@ -1,0 +1,1 @@
+"""What executes an artefact: real runtimes and reference executors, one contract."""

@@ -1,0 +1,73 @@
+"""ONNX nodes named after the torch modules they come from.
+
+A report that says ``features.7.e_mhsa.q/Conv`` can be acted on; ``node_conv2d_41`` can't.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import onnx
+
+_NAMESPACE: Final = "namespace"
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Rename every node to ``module/OpType``, numbered where a module has several.
+
+    torch's exporter records the module a node was traced in. An operation outside any module (a sum, a matrix
+    product) gets the innermost module that its named neighbours share.
+    """
+    scopes = [_scope(node) for node in model.graph.node]
+    makers = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    neighbours: list[set[int]] = [set() for _ in scopes]
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            if name in makers:
+                neighbours[index].add(makers[name])
+                neighbours[makers[name]].add(index)
+    found = [scope or _shared(index, scopes, neighbours) for index, scope in enumerate(scopes)]
+    seen: Counter[str] = Counter()
+    for node, scope in zip(model.graph.node, found, strict=True):
+        name = f"{scope}/{node.op_type}" if scope else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def strip_provenance(model: onnx.ModelProto) -> None:
+    """Remove stack traces and source paths: they hold the machine's folders, so bytes would depend on them."""
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """The innermost module of ``stem: Sequential/stem.0: ConvBNReLU/.../conv2d: aten.conv2d``."""
+    recorded = next((p.value for p in node.metadata_props if p.key == _NAMESPACE), "")
+    *modules, _ = recorded.split("/")
+    return modules[-1].partition(":")[0].strip() if modules else ""
+
+
+def _shared(start: int, scopes: list[str], neighbours: list[set[int]]) -> str:
+    """The longest common module of the nearest named nodes around ``start``."""
+    seen, frontier, named = {start}, {start}, set[str]()
+    while frontier and len(named) < 2:
+        frontier = {n for index in frontier for n in neighbours[index]} - seen
+        seen |= frontier
+        named |= {scopes[n] for n in frontier if scopes[n]}
+        frontier = {n for n in frontier if not scopes[n]}
+    paths = [name.split(".") for name in sorted(named)]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)

@@ -1,0 +1,1 @@
+"""What turns a float graph into one of lower precision."""

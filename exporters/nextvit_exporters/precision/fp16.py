@@ -1,0 +1,47 @@
+"""Whole-graph FP16 with float32 inputs and outputs.
+
+The float64 graph is rounded to FP16 once, after all folds, and a cast is put behind the input and in front of
+each output. Where the graph subtracts the input's mean itself, the cast comes behind that subtraction: raw
+pixels are exact in FP16, a mean of 123.675 is not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from nextvit_exporters import graph as g
+from nextvit_exporters.passes.normalize_input import MEAN
+
+
+def to_half(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a float64 graph in FP16 that reads and returns float32 (or reads uint8, as before)."""
+    half = g.cast(graph, torch.float16)
+    _insert_casts(half)
+    if hasattr(half, MEAN):
+        setattr(half, MEAN, getattr(graph, MEAN).float())
+    g.finish(half)
+    return half
+
+
+def round_constants(graph: fx.GraphModule) -> fx.GraphModule:
+    """A float32 copy of a float64 graph whose every constant went through FP16: the exact reference."""
+    rounded = g.cast(g.cast(graph, torch.float16), torch.float32)
+    if hasattr(rounded, MEAN):
+        setattr(rounded, MEAN, getattr(graph, MEAN).float())
+    return rounded
+
+
+def _insert_casts(half: fx.GraphModule) -> None:
+    nodes = half.graph
+    image = next(node for node in nodes.nodes if node.op == "placeholder")
+    output = next(node for node in nodes.nodes if node.op == "output")
+    centred = [user for user in image.users if g.is_op(user, "sub")]
+    source = centred[0] if centred else image
+    with nodes.inserting_after(source):
+        cast = nodes.call_method("to", (source, torch.float16))
+    source.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast and not g.is_op(user, "sub"))
+    for result in output.all_input_nodes:
+        with nodes.inserting_before(output):
+            back = nodes.call_method("to", (result, torch.float32))
+        output.replace_input_with(result, back)

@@ -1,0 +1,135 @@
+"""What a user asks for, as frozen data without frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_models.preprocessing import Preprocessing
+
+MIN_SIDE: Final = 32
+
+
+class Precision(str, Enum):
+    """Numbers the artefact stores and computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class InputKind(str, Enum):
+    """What the artefact reads: a normalised float32 tensor, or raw RGB pixels from 0 to 255."""
+
+    NORMALIZED = "normalized"
+    FLOAT = "float"
+    UINT8 = "uint8"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSpec:
+    """Everything that changes the artefact; two equal specs on one checkpoint give the same bytes.
+
+    Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
+    ``width`` and ``batch`` are then what it is verified at first. ``skip`` names passes that are left out.
+    """
+
+    model: str
+    num_classes: int
+    target: str
+    precision: Precision
+    height: int
+    width: int
+    batch: int
+    opset: int
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    input: InputKind = InputKind.NORMALIZED
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    simplify: bool = True
+    skip: tuple[str, ...] = ()
+    task: str = "classify"
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < MIN_SIDE:
+            msg = f"{self.height}x{self.width} is too small; Next-ViT halves an image five times, use {MIN_SIDE} or more"
+            raise UnsupportedSpec(msg)
+        if self.batch < 1:
+            msg = f"a batch of {self.batch} is empty; use --batch 1 or more"
+            raise UnsupportedSpec(msg)
+
+    @property
+    def stem(self) -> str:
+        """File name without suffix; every choice that makes another file is in it."""
+        size = f"{self.height}" if self.height == self.width else f"{self.height}x{self.width}"
+        parts = [
+            self.model,
+            self.task,
+            f"{size}dyn" if self.dynamic_size else size,
+            "bdyn" if self.dynamic_batch else f"b{self.batch}",
+            str(self.precision),
+        ]
+        if self.input is not InputKind.NORMALIZED:
+            parts.append(str(self.input))
+        return "_".join(parts)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(B, 3, H, W) the artefact is built at."""
+        return (self.batch, 3, self.height, self.width)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready; ``from_dict`` reads it back."""
+        fields = asdict(self)
+        return fields | {
+            "precision": str(self.precision),
+            "input": str(self.input),
+            "preprocessing": self.preprocessing.as_dict(),
+            "labels": list(self.labels),
+            "skip": list(self.skip),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object]) -> ExportSpec:
+        """Read what ``as_dict`` wrote; raises UnsupportedSpec when it is something else."""
+        try:
+            values = dict(fields) | {
+                "precision": Precision(fields["precision"]),
+                "input": InputKind(fields["input"]),
+                "preprocessing": Preprocessing.from_dict(fields["preprocessing"]),
+                "labels": tuple(fields["labels"]),  # type: ignore[arg-type]  # a wrong type is the error below
+                "skip": tuple(fields["skip"]),  # type: ignore[arg-type]  # as above
+            }
+            return cls(**values)  # type: ignore[arg-type]  # as above
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"the manifest's spec is not one this version reads: {error}; export again"
+            raise UnsupportedSpec(msg) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an output may be from its reference: the worst relative root mean square error."""
+
+    relative_rms: float
+    measured: str
+    """How the figure was arrived at; shown in tables and manifests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that exists; the hash was taken after the last write."""
+
+    path: Path
+    sha256: str
+    size: int
+    """Bytes."""

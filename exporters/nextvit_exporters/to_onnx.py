@@ -1,0 +1,299 @@
+"""The ONNX target: the graph through torch's exporter, simplified, checked, and the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import onnx
+import onnxsim
+import torch
+from torch import fx
+
+from nextvit_exporters import graph as g
+from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
+from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
+from nextvit_exporters.files import atomic_write, sha256_of
+from nextvit_exporters.onnx_names import name_nodes, strip_provenance
+from nextvit_exporters.passes.average_early import AverageEarly
+from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.channel_first_attention import ChannelFirstAttention
+from nextvit_exporters.passes.decompose_attention import DecomposeAttention
+from nextvit_exporters.passes.drop_key_bias import DropKeyBias
+from nextvit_exporters.passes.fold_attention_scale import FoldAttentionScale
+from nextvit_exporters.passes.fold_conv_norm import FoldConvNorm
+from nextvit_exporters.passes.fold_head_norm import FoldHeadNorm
+from nextvit_exporters.passes.fold_pre_norm import FoldPreNorm
+from nextvit_exporters.passes.move_value_bias import MoveValueBias
+from nextvit_exporters.passes.normalize_input import NormalizeInput
+from nextvit_exporters.passes.strip_train_only import StripTrainOnly
+from nextvit_exporters.precision.fp16 import round_constants, to_half
+from nextvit_exporters.precision.read_back import check_precision
+from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUFFIX: Final = ".onnx"
+PRECISIONS: Final = (Precision.FP32, Precision.FP16)
+INPUT: Final = "image"
+OUTPUT: Final = "logits"
+MANIFEST_KEY: Final = "nextvit_deploy.manifest"
+
+# ONNX Runtime 1.32 on two AVX-512 cores, Next-ViT-S at 224, ratio to the official route, quiet machine.
+PASSES: Final[tuple[Pass, ...]] = (
+    StripTrainOnly(),
+    DecomposeAttention(),  # only for models that call fused attention, such as timm's
+    FoldConvNorm(),  # 1.00: the runtime folds too; here so that weights are rounded once, from float64
+    FoldPreNorm(),  # 0.98
+    FoldHeadNorm(),  # 1.00; leaves no BatchNormalization in the file
+    FoldAttentionScale(),  # 1.00, four nodes less
+    DropKeyBias(),  # with the next 0.996 to 1.00, eight additions less
+    MoveValueBias(),
+    # PackKeyValue: 0.994 to 1.00 and four nodes more, so left out
+    ChannelFirstAttention(),  # 0.964
+    AverageEarly(),  # 0.960, 5.5 % fewer multiply-accumulates
+)
+
+NEWEST_OPSET: Final = 22
+DEFAULT_OPSET: Final = 18
+"""Written by torch's exporter without conversion, and read by every runtime since early 2023."""
+CONSUMERS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "tensorrt-8.6": 17,
+        "tensorrt-10": 20,  # 10.0's parser; later 10.x read more
+        "tensorrt-11": 25,
+        "tensorrt-rtx-1": 25,  # builds measured up to 25
+        "onnxruntime-1.14": 18,
+        "onnxruntime-1.15": 19,
+        "onnxruntime-1.17": 20,
+        "onnxruntime-1.18": 21,
+        "onnxruntime-1.21": 22,
+    }
+)
+"""Newest opset each consumer reads, from its own release notes."""
+
+SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "float32 rounding alone measured up to 2e-6 on nano to large; faults start at 1e-4"),
+        Precision.FP16: Tolerance(1e-5, "the same arithmetic on FP16-valued constants, so the same bound as fp32"),
+    }
+)
+PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "folds rounded once from float64 measured up to 2e-6 on nano to large"),
+        Precision.FP16: Tolerance(1e-2, "emulated FP16 storage measured 5e-4 to 2e-3 on nano to large"),
+    }
+)
+
+
+def opset_for(consumer: str | None) -> int:
+    """The newest opset that ``consumer`` reads and this tool writes; raises UnsupportedSpec for an unknown one."""
+    if consumer is None:
+        return DEFAULT_OPSET
+    if consumer not in CONSUMERS:
+        msg = f"no opset is known for '{consumer}'; choose one of {', '.join(CONSUMERS)}, or give --opset"
+        raise UnsupportedSpec(msg)
+    return min(CONSUMERS[consumer], NEWEST_OPSET)
+
+
+def check_spec(spec: ExportSpec) -> None:
+    """Raise UnsupportedSpec for what this target can't build, with what it can."""
+    if spec.precision not in PRECISIONS:
+        msg = f"onnx can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}"
+        raise UnsupportedSpec(msg)
+    if not 17 <= spec.opset <= NEWEST_OPSET:
+        msg = f"opset {spec.opset} can't be written; choose 17 to {NEWEST_OPSET}"
+        raise UnsupportedSpec(msg)
+    names = {each.name for each in PASSES}
+    if unknown := [name for name in spec.skip if name not in names]:
+        msg = f"no pass is called '{unknown[0]}'; the passes are {', '.join(sorted(names))}"
+        raise UnsupportedSpec(msg)
+    if spec.labels and len(spec.labels) != spec.num_classes:
+        msg = f"{len(spec.labels)} labels for {spec.num_classes} classes; give one label per class"
+        raise UnsupportedSpec(msg)
+
+
+def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
+    """The passes of this target in order, with what ``spec`` adds and leaves out."""
+    chosen = tuple(each for each in PASSES if each.name not in spec.skip)
+    if spec.input is InputKind.NORMALIZED:
+        return chosen
+    mean, std = spec.preprocessing.mean, spec.preprocessing.std
+    return (*chosen, NormalizeInput(mean, std, uint8=spec.input is InputKind.UINT8))
+
+
+def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """The float64 graph in the numbers the file will hold, rounded once."""
+    return to_half(graph) if spec.precision is Precision.FP16 else g.cast(graph, torch.float32)
+
+
+def reference(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """The float64 graph in float32 arithmetic, carrying the constants the file will hold."""
+    return round_constants(graph) if spec.precision is Precision.FP16 else g.cast(graph, torch.float32)
+
+
+def build(
+    spec: ExportSpec, module: fx.GraphModule, path: Path, provenance: Mapping[str, object], on_step: Callable[[str], None]
+) -> Artifact:
+    """Write ``module``, as ``lower`` left it, to ``path``, whole or not at all.
+
+    ``provenance`` goes into the file's metadata; it must not hold anything that differs between two runs. Raises
+    BuildFailed when torch, onnx-simplifier or the ONNX checker refuses, or a dtype read back is not what was asked.
+    """
+    on_step("torch.onnx export")
+    model = _to_proto(spec, module)
+    name_nodes(model)
+    strip_provenance(model)
+    if spec.simplify:
+        on_step("onnx-simplifier")
+        model = _simplify(model)
+    if spec.opset < DEFAULT_OPSET:
+        model = _downgrade(model, spec.opset)
+    on_step("check and write")
+    check_precision(model, spec.precision)
+    _describe(model, spec, provenance)
+    _check(model)
+    atomic_write(path, model.SerializeToString(deterministic=True))
+    return Artifact(path, sha256_of(path), path.stat().st_size)
+
+
+def executors(spec: ExportSpec, path: Path) -> Mapping[str, OnnxRuntime]:
+    """What can execute the file here, by the question it answers."""
+    cost = "exact" if spec.precision is Precision.FP32 else "emulated"
+    return {"same network": OnnxRuntime(path, "exact"), "precision cost": OnnxRuntime(path, cost)}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What an ONNX file says of itself."""
+
+    provenance: Mapping[str, object] | None
+    ops: Mapping[str, int]
+
+
+def read(path: Path) -> Saved:
+    """Read a file's operations, and its provenance where this tool wrote it.
+
+    Raises BuildFailed when the file is not ONNX.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # protobuf's own errors share no public base class
+        msg = f"{path.name} is not an ONNX file: {str(error).splitlines()[0]}"
+        raise BuildFailed(msg) from error
+    if not model.graph.node:
+        msg = f"{path.name} is not an ONNX file, or holds no operations"
+        raise BuildFailed(msg)
+    ops: dict[str, int] = {}
+    for node in model.graph.node:
+        ops[node.op_type] = ops.get(node.op_type, 0) + 1
+    entry = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
+    provenance = json.loads(entry) if entry else None
+    return Saved(provenance, dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))))
+
+
+def _to_proto(spec: ExportSpec, module: fx.GraphModule) -> onnx.ModelProto:
+    batch = max(spec.batch, 2) if spec.dynamic_batch else spec.batch
+    shape = (batch, *spec.input_shape[1:])
+    dtype = torch.uint8 if spec.input is InputKind.UINT8 else torch.float32
+    axes = ([0] if spec.dynamic_batch else []) + ([2, 3] if spec.dynamic_size else [])
+    dynamic = ({axis: torch.export.Dim.DYNAMIC for axis in axes},) if axes else None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (torch.ones(shape, dtype=dtype),),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=max(spec.opset, DEFAULT_OPSET),
+                dynamic_shapes=dynamic,
+            )
+    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
+        msg = f"torch's ONNX exporter refused the graph: {str(error).splitlines()[0]}; try another --opset"
+        raise BuildFailed(msg) from error
+    if program is None:
+        msg = "torch's ONNX exporter returned nothing"
+        raise BuildFailed(msg)
+    model: onnx.ModelProto = program.model_proto
+    _name_axes(model, spec)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter writes its progress to stdout and its own deprecations as warnings; neither is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_axes(model: onnx.ModelProto, spec: ExportSpec) -> None:
+    """Call the open axes batch, height and width, in place of the exporter's symbols."""
+    wanted = {0: "batch"} if spec.dynamic_batch else {}
+    wanted |= {2: "height", 3: "width"} if spec.dynamic_size else {}
+    shape = model.graph.input[0].type.tensor_type.shape
+    names = {shape.dim[axis].dim_param: name for axis, name in wanted.items()}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """onnx-simplifier, without its own check: the result is verified like everything else."""
+    try:
+        simplified, _ = onnxsim.simplify(model, check_n=0)
+    except Exception as error:  # it raises whatever its C++ half throws
+        msg = f"onnx-simplifier refused the graph: {str(error).splitlines()[0]}; try --no-simplify"
+        raise BuildFailed(msg) from error
+    result: onnx.ModelProto = simplified
+    return result
+
+
+def _downgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Opset 18 as 17: in this graph only ReduceMean differs, whose axes become an attribute again."""
+    result = onnx.version_converter.convert_version(model, opset)
+    for node in result.graph.node:
+        kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
+        if node.op_type == "ReduceMean" and len(kept) != len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return result
+
+
+def _describe(model: onnx.ModelProto, spec: ExportSpec, provenance: Mapping[str, object]) -> None:
+    model.producer_name = "nextvit-deploy"
+    model.producer_version = str(provenance.get("nextvit-deploy", ""))
+    model.graph.name = spec.model
+    del model.metadata_props[:]
+    entries = {
+        "class_names": list(spec.labels),
+        "preprocessing": spec.preprocessing.as_dict() | {"input": str(spec.input)},
+        MANIFEST_KEY: provenance,
+    }
+    onnx.helper.set_model_props(model, {key: json.dumps(value, sort_keys=True) for key, value in entries.items()})
+
+
+def _check(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        msg = f"the ONNX checker refused the file: {str(error).splitlines()[0]}"
+        raise BuildFailed(msg) from error

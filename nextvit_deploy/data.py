@@ -151,7 +151,7 @@ def _find(folder: Path) -> list[list[Path]]:
     """The pictures of each folder in the order of names; the folders in theirs. Hidden names are passed over."""
     if not folder.is_dir():
         raise DeployError(f"{folder} is not a folder; name one that holds images")
-    groups: dict[Path, list[Path]] = {}
+    groups: list[list[Path]] = []
     seen: set[str] = set()
     try:
         for parent, folders, files in os.walk(folder, onerror=_reraise, followlinks=True):
@@ -161,10 +161,10 @@ def _find(folder: Path) -> list[list[Path]]:
                 continue
             seen.add(real)
             if pictures := [Path(parent, name) for name in sorted(files) if _is_picture(name)]:
-                groups[Path(parent)] = pictures
+                groups.append(pictures)
     except OSError as error:
         raise DeployError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
-    return [groups[parent] for parent in sorted(groups)]
+    return groups
 
 
 def _reraise(error: OSError) -> None:

@@ -121,6 +121,13 @@ def test_trouble_with_another_file_is_not_blamed_on_the_output(tmp_path: Path) -
     assert names(tmp_path) == []
 
 
+def test_trouble_inside_a_folder_output_is_about_the_output(tmp_path: Path) -> None:
+    with pytest.raises(OutputNotWritten, match="the file is too large"), atomic_path(tmp_path / "out") as sibling:
+        sibling.mkdir()
+        raise OSError(errno.EFBIG, "File too large", str(sibling / "weights" / "blob.bin"))
+    assert names(tmp_path) == []
+
+
 def test_sha256_reads_beyond_one_chunk(tmp_path: Path) -> None:
     data = bytes(range(256)) * 8192 + b"tail"
     (tmp_path / "f").write_bytes(data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from nextvit_exporters.errors import InvariantError
 from nextvit_models.blocks import DropPath
 
 Value = Any  # what an fx node may hold: a tensor, a number, a shape, a tuple of those
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class _Tracer(fx.Tracer):
@@ -127,6 +128,15 @@ def module_of(graph: fx.GraphModule, node: object) -> nn.Module | None:
     if isinstance(node, fx.Node) and node.op == "call_module":
         return graph.get_submodule(str(node.target))
     return None
+
+
+def module_as(graph: fx.GraphModule, node: fx.Node, kind: type[ModuleT]) -> ModuleT:
+    """The module a node calls, known to be a ``kind``; raises TypeError when it is not."""
+    module = graph.get_submodule(str(node.target))
+    if not isinstance(module, kind):
+        msg = f"{node.target} is a {type(module).__name__}, not a {kind.__name__}"
+        raise TypeError(msg)
+    return module
 
 
 def calls_once(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -62,7 +62,8 @@ class ExportSpec:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
-            msg = f"{self.height}x{self.width} is too small; Next-ViT halves an image five times, use {MIN_SIDE} or more"
+            size = f"{self.height}x{self.width}"
+            msg = f"{size} is too small; Next-ViT halves an image five times, use {MIN_SIDE} or more"
             raise UnsupportedSpec(msg)
         if self.batch < 1:
             msg = f"a batch of {self.batch} is empty; use --batch 1 or more"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -23,10 +26,10 @@ class Executor(Protocol):
 
     @property
     def mode(self) -> str:
-        """``exact``: the saved constants in float32 arithmetic. ``emulated``: the stored precision, rounding included."""
+        """``exact``: saved constants in float32 arithmetic. ``emulated``: the stored precision with its rounding."""
         ...
 
-    def __enter__(self) -> Executor: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

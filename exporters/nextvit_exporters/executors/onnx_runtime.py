@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import onnx
 import onnxruntime as ort
@@ -11,6 +12,9 @@ import onnxruntime as ort
 from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.executors.base import Array, Arrays
 from nextvit_exporters.executors.onnx_float import emulate, half_tensors, widen
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class OnnxRuntime:
@@ -22,14 +26,12 @@ class OnnxRuntime:
         self._path = path
         self._session: ort.InferenceSession | None = None
 
-    def __enter__(self) -> OnnxRuntime:
+    def __enter__(self) -> Self:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(
-                self._model(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(self._model(), options, providers=["CPUExecutionProvider"])
         except (ort.capi.onnxruntime_pybind11_state.Fail, RuntimeError) as error:
             msg = f"ONNX Runtime can't load {self._path.name}: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error

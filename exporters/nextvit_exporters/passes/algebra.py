@@ -63,6 +63,11 @@ def scale_output(linear: Linear, factor: float) -> Linear:
     return with_weights(linear, linear.weight.detach() * factor, bias)
 
 
+def has_bias(linear: Linear) -> bool:
+    """Whether the map adds a bias."""
+    return linear.bias is not None
+
+
 def bias_of(linear: Linear) -> Tensor:
     """The bias, (out,); zeros where there is none."""
     if linear.bias is None:

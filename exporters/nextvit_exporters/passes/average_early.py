@@ -18,6 +18,7 @@ Not applied where the sum is read by something else, for example tapped as a fea
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,7 @@ def _rewrite(graph: fx.GraphModule, pool: fx.Node, total: fx.Node, convs: list[f
     for term in total.all_input_nodes:
         source = term.all_input_nodes[0] if term in convs else term
         with graph.graph.inserting_before(pool):
-            moved = graph.graph.node_copy(pool, lambda n, source=source: source if n is total else n)
+            moved = graph.graph.node_copy(pool, _instead_of(total, source))
             if term in convs:
                 moved = graph.graph.call_module(str(term.target), (moved,))
         terms.append(moved)
@@ -91,3 +92,7 @@ def _rewrite(graph: fx.GraphModule, pool: fx.Node, total: fx.Node, convs: list[f
         result = graph.graph.call_function(operator.add, tuple(terms))
     pool.replace_all_uses_with(result)
     graph.graph.erase_node(pool)
+
+
+def _instead_of(old: fx.Node, new: fx.Node) -> Callable[[fx.Node], fx.Node]:
+    return lambda node: new if node is old else node

@@ -152,9 +152,7 @@ def _certify(
     else:
         adapted = [each.adapt(x) for x in inputs]
         after = [g.measure(candidate, x) for x in reversed(adapted)][::-1]
-        error64 = max(
-            relative_error(a.outputs, b.outputs) for a, b in zip(after, measured, strict=True)
-        )
+        error64 = max(relative_error(a.outputs, b.outputs) for a, b in zip(after, measured, strict=True))
         error32 = _float32_error(candidate, adapted[0], measured[0])
     record = PassRecord(
         name=each.name,

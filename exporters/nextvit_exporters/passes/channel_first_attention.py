@@ -25,8 +25,7 @@ import torch
 from torch import fx, nn
 
 from nextvit_exporters import graph as g
-from nextvit_exporters.passes import attention
-from nextvit_exporters.passes.algebra import bias_of
+from nextvit_exporters.passes import algebra, attention
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
 from nextvit_exporters.passes.dataflow import reads_shape, replace_module
 
@@ -114,14 +113,15 @@ def _channel_first(new: fx.Graph, tokens: fx.Node) -> fx.Node:
 
 def _convolve(graph: fx.GraphModule, node: fx.Node, source: fx.Node) -> fx.Node:
     """Call the Linear of ``node`` as a 1x1 convolution on ``source``, (B, C, N) or (B, C, H, W)."""
-    linear = graph.get_submodule(str(node.target))
+    linear = g.module_as(graph, node, nn.Linear)
     dimensions = len(source.meta["shape"]) - 2
     kind = nn.Conv2d if dimensions == 2 else nn.Conv1d
-    conv = kind(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, dtype=linear.weight.dtype)
+    bias = algebra.has_bias(linear)
+    conv = kind(linear.in_features, linear.out_features, 1, bias=bias, dtype=linear.weight.dtype)
     weight = linear.weight.detach().view(*linear.weight.shape, *(1,) * dimensions)
     conv.weight = nn.Parameter(weight, requires_grad=False)
-    if linear.bias is not None:
-        conv.bias = nn.Parameter(bias_of(linear), requires_grad=False)
+    if bias:
+        conv.bias = nn.Parameter(algebra.bias_of(linear), requires_grad=False)
     replace_module(graph, node, conv.eval())
     result = graph.graph.call_module(str(node.target), (source,))
     result.meta["shape"] = (source.meta["shape"][0], linear.out_features, *source.meta["shape"][2:])

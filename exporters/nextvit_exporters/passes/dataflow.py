@@ -82,7 +82,7 @@ def push(graph: fx.GraphModule, node: fx.Node, source: fx.Node, value: Tensor) -
     if any("value" not in n.meta for n in others):
         return None
 
-    def known(n: fx.Node) -> object:
+    def known(n: fx.Node) -> g.Value:
         return value if n is source else n.meta["value"]
 
     args = fx.node.map_arg(node.args, known)

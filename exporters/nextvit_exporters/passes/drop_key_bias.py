@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
+from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
 from nextvit_exporters.passes.dataflow import replace_module
@@ -36,10 +37,9 @@ class DropKeyBias(Rewrite):
             if isinstance(match, Refusal):
                 refused.append(match)
                 continue
-            linear = graph.get_submodule(str(match.k.target))
-            if linear.bias is None:
+            keys = g.module_as(graph, match.k, nn.Linear)
+            if not algebra.has_bias(keys):
                 continue
-            keys = algebra.with_weights(linear, linear.weight, None)  # type: ignore[arg-type]  # k is Linear
-            replace_module(graph, match.k, keys)
+            replace_module(graph, match.k, algebra.with_weights(keys, keys.weight, None))
             rewrites += 1
         return PassResult(rewrites, tuple(refused))

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
+from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
 from nextvit_exporters.passes.dataflow import bypass, replace_module
@@ -38,9 +39,9 @@ class FoldAttentionScale(Rewrite):
                 continue
             if not match.scales:
                 continue
-            factor = math.prod(attention.scale_factor(node) or 1.0 for node in match.scales)
-            linear = graph.get_submodule(str(match.q.target))
-            replace_module(graph, match.q, algebra.scale_output(linear, factor))  # type: ignore[arg-type]  # q is Linear
+            factor = math.prod(s for node in match.scales if (s := attention.scale_factor(node)) is not None)
+            queries = g.module_as(graph, match.q, nn.Linear)
+            replace_module(graph, match.q, algebra.scale_output(queries, factor))
             for node in match.scales:
                 bypass(node)
             rewrites += 1

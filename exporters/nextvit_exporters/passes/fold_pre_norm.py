@@ -29,7 +29,7 @@ from torch import fx
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
-from nextvit_exporters.passes.dataflow import Reach, bypass, reach, replace_module
+from nextvit_exporters.passes.dataflow import Reach, bypass, pointwise, reach, replace_module
 from nextvit_exporters.passes.fold_conv_norm import NORMS
 
 
@@ -65,6 +65,9 @@ def fold_norms(graph: fx.GraphModule, wanted: Callable[[tuple[fx.Node, ...]], bo
 
 def _fold(graph: fx.GraphModule, node: fx.Node, found: Reach, affine: algebra.Affine) -> None:
     for sink in found.sinks:
-        linear = graph.get_submodule(str(sink.target))
-        replace_module(graph, sink, algebra.fold_before(linear, affine))  # type: ignore[arg-type]  # a sink is linear
+        linear = pointwise(g.module_of(graph, sink))
+        if linear is None:
+            msg = f"{sink.target} is not a pointwise linear map"
+            raise TypeError(msg)
+        replace_module(graph, sink, algebra.fold_before(linear, affine))
     bypass(node)

@@ -16,8 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
 from nextvit_exporters.passes.dataflow import replace_module
@@ -36,13 +37,12 @@ class MoveValueBias(Rewrite):
             if isinstance(match, Refusal):
                 refused.append(match)
                 continue
-            values = graph.get_submodule(str(match.v.target))
-            proj = graph.get_submodule(str(match.proj.target))
-            if values.bias is None:
+            values, proj = (g.module_as(graph, node, nn.Linear) for node in (match.v, match.proj))
+            if not algebra.has_bias(values):
                 continue
-            shift = algebra.Affine(torch.ones_like(values.bias), values.bias.detach())
-            replace_module(graph, match.proj, algebra.fold_before(proj, shift))  # type: ignore[arg-type]  # Linear
-            bare = algebra.with_weights(values, values.weight, None)  # type: ignore[arg-type]  # v is Linear
-            replace_module(graph, match.v, bare)
+            bias = algebra.bias_of(values)
+            shift = algebra.Affine(torch.ones_like(bias), bias)
+            replace_module(graph, match.proj, algebra.fold_before(proj, shift))
+            replace_module(graph, match.v, algebra.with_weights(values, values.weight, None))
             rewrites += 1
         return PassResult(rewrites, tuple(refused))

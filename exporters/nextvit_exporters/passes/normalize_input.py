@@ -48,9 +48,9 @@ class NormalizeInput(Rewrite):
             return PassResult(0, (Refusal(image.name, reason),))
         scale = 1.0 / (255.0 * torch.tensor(self.std, dtype=torch.float64))
         for node in convs:
-            conv = graph.get_submodule(str(node.target))
+            conv = g.module_as(graph, node, nn.Conv2d)
             weight = conv.weight.detach() * scale.view(1, -1, 1, 1)
-            replace_module(graph, node, algebra.with_weights(conv, weight, conv.bias))  # type: ignore[arg-type]  # a Conv2d
+            replace_module(graph, node, algebra.with_weights(conv, weight, conv.bias))
         self._subtract_mean(graph, image)
         return PassResult(1)
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from nextvit_exporters.passes import attention
+from nextvit_exporters import graph as g
+from nextvit_exporters.passes import algebra, attention
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
 
 
@@ -48,18 +49,22 @@ class PackKeyValue(Rewrite):
 def _why_not(graph: fx.GraphModule, match: attention.Attention) -> str | None:
     if match.k.args != match.v.args:
         return "keys and values read different tokens"
-    key, value = graph.get_submodule(str(match.k.target)), graph.get_submodule(str(match.v.target))
-    if (key.bias is None) != (value.bias is None):
+    key, value = _maps(graph, match)
+    if algebra.has_bias(key) != algebra.has_bias(value):
         return "only one of keys and values has a bias"
     return None
 
 
+def _maps(graph: fx.GraphModule, match: attention.Attention) -> tuple[nn.Linear, nn.Linear]:
+    return g.module_as(graph, match.k, nn.Linear), g.module_as(graph, match.v, nn.Linear)
+
+
 def _pack(graph: fx.GraphModule, match: attention.Attention) -> None:
-    key, value = graph.get_submodule(str(match.k.target)), graph.get_submodule(str(match.v.target))
-    packed = nn.Linear(key.in_features, key.out_features + value.out_features, bias=key.bias is not None)
+    key, value = _maps(graph, match)
+    packed = nn.Linear(key.in_features, key.out_features + value.out_features, bias=algebra.has_bias(key))
     packed.weight = nn.Parameter(torch.cat([key.weight.detach(), value.weight.detach()]), requires_grad=False)
-    if key.bias is not None:
-        both = torch.cat([key.bias.detach(), value.bias.detach()])
+    if algebra.has_bias(key):
+        both = torch.cat([algebra.bias_of(key), algebra.bias_of(value)])
         packed.bias = nn.Parameter(both, requires_grad=False)
     name = f"{match.where}.kv"
     graph.add_submodule(name, packed)

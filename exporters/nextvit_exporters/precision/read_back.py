@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import onnx
@@ -12,7 +14,9 @@ from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.executors.onnx_float import tensor_types
 from nextvit_exporters.spec import Precision
 
-_FLOATS: Final = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.DOUBLE: "fp64"}
+_FLOATS: Final[Mapping[int, str]] = MappingProxyType(
+    {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.DOUBLE: "fp64"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
         return float("inf")
     worst = 0.0
     for a, e in zip(actual, expected, strict=True):
-        if a.shape != e.shape or not bool(torch.isfinite(a).all()):
+        if a.shape != e.shape or not bool(torch.isfinite(a).all() and torch.isfinite(e).all()):
             return float("inf")
         scale = e.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         worst = max(worst, ((a.double() - e.double()).abs().max() / scale).item())

@@ -55,16 +55,16 @@ def clone(graph: fx.GraphModule) -> fx.GraphModule:
 def cast(graph: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """A copy with every floating parameter and buffer rounded to ``dtype``, one module at a time."""
     result = clone(graph)
-    done: set[str] = set()
-    for node in result.graph.nodes:
-        if node.op == "call_module" and node.target not in done:
-            done.add(node.target)
-            module = result.get_submodule(node.target)
-            result.set_submodule(node.target, copy.deepcopy(module).to(dtype))
-        elif node.op == "get_attr" and node.target not in done:
-            done.add(node.target)
-            _cast_attribute(result, node.target, dtype)
+    for target in _targets(result, "call_module"):
+        result.set_submodule(target, copy.deepcopy(result.get_submodule(target)).to(dtype))
+    for target in _targets(result, "get_attr"):  # last: a called module that owns one is a copy by now
+        _cast_attribute(result, target, dtype)
     return result
+
+
+def _targets(graph: fx.GraphModule, op: str) -> tuple[str, ...]:
+    """What nodes of this kind name, each once, in order."""
+    return tuple(dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == op))
 
 
 def _cast_attribute(graph: fx.GraphModule, target: str, dtype: torch.dtype) -> None:
@@ -140,8 +140,10 @@ def module_as(graph: fx.GraphModule, node: fx.Node, kind: type[ModuleT]) -> Modu
 
 
 def calls_once(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's module is called nowhere else and shares no parameter with another module."""
+    """Whether the node's module is called nowhere else, and none of its parameters is read elsewhere."""
     if sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) != 1:
+        return False
+    if any(other.op == "get_attr" and str(other.target).startswith(f"{node.target}.") for other in graph.graph.nodes):
         return False
     own = {id(p) for p in graph.get_submodule(str(node.target)).parameters()}
     others = (

@@ -32,10 +32,11 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.GraphModule:
     """Trace ``model`` into a float64 graph of its own; the model's weights are left as they are.
 
-    Raises InvariantError when the model is in training mode or can't be traced symbolically.
+    Raises InvariantError when the model, or a part of it, is in training mode or can't be traced symbolically.
     """
-    if model.training:
-        msg = "the model is in training mode; call .eval() before tracing"
+    training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
+    if training:
+        msg = f"{training} is in training mode; call .eval() before tracing"
         raise InvariantError(msg)
     try:
         graph = _Tracer().trace(model)

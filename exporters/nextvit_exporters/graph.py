@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,7 @@ from nextvit_models.blocks import DropPath
 
 Value = Any  # what an fx node may hold: a tensor, a number, a shape, a tuple of those
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_PLAIN: Final = (bool, int, float, str, tuple, type(None))
 
 
 class _Tracer(fx.Tracer):
@@ -168,6 +169,22 @@ def parameters(graph: fx.GraphModule) -> int:
         if (module := module_of(graph, node)) is not None:
             tensors |= {id(t): t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     return sum(t.numel() for t in tensors.values())
+
+
+def fingerprint(graph: fx.GraphModule) -> tuple[object, ...]:
+    """What the graph's modules hold; another value later means that one was changed in place.
+
+    Tensors are told apart by identity, torch's count of in-place operations, and the sum of their numbers, which
+    costs milliseconds where a hash of every byte would cost as much as running the model.
+    """
+    found: list[object] = []
+    for name, module in graph.named_modules():
+        found.append((name, id(module)))
+        found += [item for item in vars(module).items() if isinstance(item[1], _PLAIN)]
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            writes = tensor._version  # noqa: SLF001 - torch has no public name for it
+            found.append((id(tensor), writes, tuple(tensor.shape), str(tensor.detach().sum().item())))
+    return tuple(found)
 
 
 def inputs_of(node: fx.Node) -> Iterable[fx.Node]:

@@ -116,8 +116,8 @@ def run_passes(
     """Apply ``passes`` in order, each certified on ``probes``, and return the graph and the certified table.
 
     ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes.
-    The caller's graph is not touched. Raises InvariantError when a pass's precondition is not met, naming the
-    pass and those before it, and ValueError without probes.
+    The caller's graph is not touched. Raises InvariantError, naming the pass and those before it, when a pass's
+    precondition is not met or it changed a module in place, and ValueError without probes.
     """
     if not probes:
         msg = "certifying needs at least one probe"
@@ -129,14 +129,20 @@ def run_passes(
         if on_pass:
             on_pass(each.name)
         if reason := each.requires(current):
-            history = ", ".join(r.name for r in records) or "nothing"
-            msg = f"{each.name} (after {history}): {reason}"
-            raise InvariantError(msg)
+            raise _broken(each, records, reason)
+        held = g.fingerprint(current)
         candidate, adapted, after, record = _certify(current, each, inputs, measured)
+        if g.fingerprint(current) != held:
+            raise _broken(each, records, "it changed a module in place, which other graphs share; replace the module")
         records.append(record)
         if record.certified and record.rewrites:
             current, inputs, measured = candidate, adapted, after
     return current, tuple(records)
+
+
+def _broken(each: Pass, records: Sequence[PassRecord], reason: str) -> InvariantError:
+    history = ", ".join(r.name for r in records) or "nothing"
+    return InvariantError(f"{each.name} (after {history}): {reason}")
 
 
 def _certify(

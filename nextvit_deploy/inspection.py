@@ -1,0 +1,86 @@
+"""What a checkpoint or an artefact is, without converting anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextvit_exporters import to_onnx
+from nextvit_exporters.files import sha256_of
+from nextvit_models.checkpoint import Checkpoint, load_checkpoint
+from nextvit_models.complexity import count_macs, count_parameters, count_published_flops
+from nextvit_models.demo import DEMO_CHECKPOINT
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Facts by name, in the order they are shown."""
+
+    name: str
+    facts: Mapping[str, str]
+
+
+def inspect(source: str | None, size: tuple[int, int] | None) -> Inspection:
+    """Look at an ONNX file or a checkpoint (the demo's when none is given).
+
+    ``size`` is what the work is counted at, (height, width) in pixels. Raises a DeployError when it is neither.
+    """
+    if source is not None and source.endswith(to_onnx.SUFFIX):
+        return _artefact(Path(source))
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT if source is None else source)
+    return _checkpoint(checkpoint, size, demo=source is None)
+
+
+def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: bool) -> Inspection:
+    model, wanted = checkpoint.model, checkpoint.preprocessing
+    height, width = size or (wanted.image_size, wanted.image_size)
+    macs, published = count_macs(model, (height, width)), count_published_flops(model, (height, width))
+    facts = {
+        "variant": model.config.name,
+        "classes": f"{checkpoint.num_classes}" + (f": {_some(checkpoint.labels)}" if checkpoint.labels else ""),
+        "parameters": f"{count_parameters(model) / 1e6:.2f} M",
+        "work": f"{macs / 1e9:.3f} GMACs at {height}x{width} ({published / 1e9:.3f} as the paper counts, with norms)",
+        "preprocessing": (
+            f"short side to {wanted.image_size / wanted.crop_pct:.0f} ({wanted.interpolation}), "
+            f"centre {wanted.image_size}, mean {wanted.mean}, std {wanted.std}"
+        ),
+        "layout": checkpoint.layout,
+        "found": "\n".join(checkpoint.found),
+        "file sha256": checkpoint.sha256,
+        "weights": checkpoint.fingerprint,
+    }
+    dropped = model.config.dropped_tokens(height, width)
+    if dropped:
+        facts["unread tokens"] = ", ".join(f"{count} in stage {stage}" for stage, count in dropped.items())
+    if demo:
+        facts["note"] = "no file given: this is the bundled demo (nextvit_nano trained on digits)"
+    return Inspection(checkpoint.name, facts)
+
+
+def _artefact(path: Path) -> Inspection:
+    saved = to_onnx.read(path)
+    facts = {
+        "size": f"{path.stat().st_size / 1e6:.1f} MB",
+        "sha256": sha256_of(path),
+        "nodes": str(sum(saved.ops.values())),
+        "op table": ", ".join(f"{count} {op}" for op, count in saved.ops.items()),
+        "computes in": saved.dtypes,
+    }
+    if saved.provenance is None:
+        facts["provenance"] = "none: not written by this tool"
+    else:
+        facts |= {name: _text(value) for name, value in saved.provenance.items() if name not in {"schema", "versions"}}
+        facts["versions"] = _text(saved.provenance.get("versions"))
+    return Inspection(path.name, facts)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {item if isinstance(item, str) else json.dumps(item)}" for key, item in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")

@@ -1,0 +1,113 @@
+"""What was asked, what was done, and how far the saved file is from PyTorch: one JSON beside every artefact."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from nextvit_deploy.verify import Check, Verdict, overall
+from nextvit_exporters.files import atomic_write
+from nextvit_exporters.passes.base import PassRecord
+from nextvit_exporters.spec import Artifact, ExportSpec
+
+SCHEMA: Final = 1
+_PACKAGES: Final = ("nextvit-deploy", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """Where the weights came from. ``sha256`` is the file's, ``fingerprint`` that of the weights in it."""
+
+    name: str
+    sha256: str
+    fingerprint: str
+    layout: str
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything needed to trust an artefact or to build it again."""
+
+    spec: ExportSpec
+    checkpoint: CheckpointInfo
+    artifact: Artifact
+    passes: tuple[PassRecord, ...]
+    ops: Mapping[str, int]
+    dtypes: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict over all checks."""
+        return overall(self.checks)
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready; numbers that JSON has no word for (infinite ratios) are strings."""
+        fields = {
+            "schema": SCHEMA,
+            "verdict": str(self.verdict),
+            "spec": self.spec.as_dict(),
+            "checkpoint": asdict(self.checkpoint),
+            "artifact": {"file": self.artifact.path.name, "sha256": self.artifact.sha256, "bytes": self.artifact.size},
+            "passes": [asdict(each) for each in self.passes],
+            "ops": dict(self.ops),
+            "dtypes": self.dtypes,
+            "checks": [asdict(check) for check in self.checks],
+            "notes": list(self.notes),
+            "versions": dict(self.versions),
+            "seconds": dict(self.seconds),
+        }
+        return {key: _plain(value) for key, value in fields.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the JSON, whole or not at all; raises OutputNotWritten."""
+        atomic_write(path, (json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def manifest_path(artifact: Path) -> Path:
+    """The manifest's place: beside the artefact, its name with ``.json`` added."""
+    return artifact.with_name(artifact.name + ".json")
+
+
+def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassRecord, ...]) -> dict[str, object]:
+    """What goes inside the artefact: the same for every export of one spec, so no times, paths or measured noise."""
+    return {
+        "schema": SCHEMA,
+        "spec": spec.as_dict(),
+        "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
+        "passes": {each.name: each.rewrites for each in passes if each.certified},
+        "versions": dict(versions()),
+        "nextvit-deploy": versions()["nextvit-deploy"],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that shapes an artefact."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Verdict):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

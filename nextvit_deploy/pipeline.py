@@ -1,0 +1,276 @@
+"""From a checkpoint to a proven artefact: the whole story in one function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from nextvit_deploy import verify as v
+from nextvit_deploy.data import ImageSet, load_images, noise_images
+from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
+from nextvit_exporters import graph as g
+from nextvit_exporters import to_onnx
+from nextvit_exporters.errors import CheckpointMismatch, UnsupportedSpec
+from nextvit_exporters.files import atomic_path, sha256_of
+from nextvit_exporters.passes.base import PassRecord, run_passes
+from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision
+from nextvit_models.checkpoint import Checkpoint, load_checkpoint
+from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
+
+OnStep = Callable[[str], None]
+_SEED: Final = 20220712
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images)."""
+
+    output: Path
+    checkpoint: str | None = None
+    ema: bool = False
+    precision: Precision = Precision.FP32
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    images: Path | None = None
+    count: int = 8
+    input: InputKind = InputKind.NORMALIZED
+    consumer: str | None = None
+    opset: int | None = None
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    simplify: bool = True
+    skip: tuple[str, ...] = ()
+
+
+def export_onnx(request: Request, on_step: OnStep) -> Manifest:
+    """Load, rewrite, export, execute, compare, write: an ONNX file and its manifest, or neither.
+
+    A file outside its tolerance is still written, its manifest marked ``failed``. Raises a DeployError for
+    anything the user can mend.
+    """
+    clock = _Clock(on_step)
+    with clock.step("load the checkpoint"):
+        checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
+        spec = spec_for(request, checkpoint)
+        to_onnx.check_spec(spec)
+        images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
+        cases = v.cases_for(spec, images)
+        info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
+    with clock.step("PyTorch reference"):
+        original = v.original_outputs(checkpoint.model, cases)
+    with clock.step("certify passes"):
+        graph, passes = rewrite(spec, checkpoint, on_step)
+        del checkpoint
+    with clock.step("PyTorch with rounded constants"):
+        rounded = v.rounded_outputs(spec, graph, cases)
+    path = request.output / (spec.stem + to_onnx.SUFFIX)
+    with atomic_path(path) as sibling, atomic_path(manifest_path(path)) as manifest_sibling:
+        with clock.step("build ONNX"):
+            module = to_onnx.lower(spec, graph)
+            del graph
+            built = to_onnx.build(spec, module, sibling, provenance(spec, info, passes), on_step)
+            del module
+        with clock.step("verify the saved file"):
+            checks = v.verify(spec, built.path, cases, {v.SAME_NETWORK: rounded, v.PRECISION_COST: original})
+            saved = to_onnx.read(built.path)
+        manifest = Manifest(
+            spec=spec,
+            checkpoint=info,
+            artifact=replace(built, path=path),
+            passes=passes,
+            ops=saved.ops,
+            dtypes=saved.dtypes,
+            checks=checks,
+            notes=(*notes, *_rolled_back(passes)),
+            versions=versions(),
+            seconds=clock.seconds,
+        )
+        manifest.write(manifest_sibling)
+    return manifest
+
+
+def verify_onnx(path: Path, request: Request, on_step: OnStep) -> Manifest:
+    """Execute a saved ONNX file again and compare it with its checkpoint; nothing is written.
+
+    A file of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
+    any other file only the precision's cost is measured, and the other question stays ``not verified``.
+    """
+    clock = _Clock(on_step)
+    with clock.step("load the checkpoint"):
+        saved = to_onnx.read(path)
+        recorded = saved.provenance
+        checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
+        spec = _recorded_spec(recorded) if recorded else spec_for(request, checkpoint)
+        if spec.model != checkpoint.model.config.name or spec.num_classes != checkpoint.num_classes:
+            msg = (
+                f"{path.name} was made from a {spec.model} with {spec.num_classes} classes, {checkpoint.name} is a "
+                f"{checkpoint.model.config.name} with {checkpoint.num_classes}; give its own --checkpoint"
+            )
+            raise CheckpointMismatch(msg)
+        images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
+        cases = v.cases_for(spec, images)
+        info, notes = (
+            describe(checkpoint),
+            (*notes_for(request, spec, checkpoint), *_other_weights(recorded, checkpoint)),
+        )
+    with clock.step("PyTorch reference"):
+        references = {v.PRECISION_COST: v.original_outputs(checkpoint.model, cases)}
+    passes: tuple[PassRecord, ...] = ()
+    if recorded:
+        with clock.step("certify passes"):
+            graph, passes = rewrite(spec, checkpoint, on_step)
+            references[v.SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
+            del graph
+    with clock.step("verify the saved file"):
+        checks = v.verify(spec, path, cases, references)
+    return Manifest(
+        spec=spec,
+        checkpoint=info,
+        artifact=Artifact(path, sha256_of(path), path.stat().st_size),
+        passes=passes,
+        ops=saved.ops,
+        dtypes=saved.dtypes,
+        checks=checks,
+        notes=notes,
+        versions=versions(),
+        seconds=clock.seconds,
+    )
+
+
+def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRecord, ...], tuple[str, ...]]:
+    """The certified table for a checkpoint, and the notes that go with it; nothing is written."""
+    checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
+    spec = spec_for(request, checkpoint)
+    to_onnx.check_spec(spec)
+    passes = rewrite(spec, checkpoint, on_step)[1]
+    return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
+
+
+def open_checkpoint(source: str | None, *, ema: bool) -> Checkpoint:
+    """The user's checkpoint, or the demo's."""
+    return load_checkpoint(DEMO_CHECKPOINT if source is None else source, ema=ema)
+
+
+def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoint: Checkpoint) -> ImageSet:
+    """The user's images, or the demo's, or seeded noise where the demo's were not installed; never zeros."""
+    if folder is None and not DEMO_IMAGES.is_dir():
+        return noise_images(count, size, checkpoint.preprocessing, _SEED)
+    return load_images(folder or DEMO_IMAGES, count, size, checkpoint.preprocessing)
+
+
+def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
+    """The request with everything the checkpoint decides filled in."""
+    side = checkpoint.preprocessing.image_size
+    height, width = request.size or (side, side)
+    if request.opset is not None and request.consumer is not None:
+        newest = to_onnx.newest_opset(request.consumer)
+        if request.opset > newest:
+            raise UnsupportedSpec(f"{request.consumer} reads up to opset {newest}, not {request.opset}; drop --opset")
+    return ExportSpec(
+        model=checkpoint.model.config.name,
+        num_classes=checkpoint.num_classes,
+        target="onnx",
+        precision=request.precision,
+        height=height,
+        width=width,
+        batch=request.batch,
+        opset=request.opset or to_onnx.opset_for(request.consumer),
+        preprocessing=checkpoint.preprocessing,
+        labels=checkpoint.labels,
+        input=request.input,
+        dynamic_batch=request.dynamic_batch,
+        dynamic_size=request.dynamic_size,
+        simplify=request.simplify,
+        skip=request.skip,
+    )
+
+
+def rewrite(
+    spec: ExportSpec, checkpoint: Checkpoint, on_step: OnStep
+) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
+    """Trace the model and apply the target's passes, certified on seeded pixels at the spec's size.
+
+    One image is enough for a static size: what a pass may break depends on height and width. Open axes get a second
+    input of another size and batch.
+    """
+    sizes = [(1, spec.height, spec.width)]
+    if spec.dynamic_batch or spec.dynamic_size:
+        sizes.append((2, spec.height + 33, spec.width + 5) if spec.dynamic_size else (2, spec.height, spec.width))
+    probes = [_probe(spec, *size) for size in sizes]
+    passes = to_onnx.passes_for(spec)
+    return run_passes(g.trace(checkpoint.model), passes, probes, lambda name: on_step(f"certify {name}"))
+
+
+def describe(checkpoint: Checkpoint) -> CheckpointInfo:
+    """The checkpoint as the manifest records it."""
+    return CheckpointInfo(
+        checkpoint.name, checkpoint.sha256, checkpoint.fingerprint, checkpoint.layout, checkpoint.found
+    )
+
+
+def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know before trusting the result."""
+    notes: list[str] = []
+    if request.checkpoint is None:
+        notes.append("no checkpoint given: the bundled demo is used (nextvit_nano trained on digits)")
+    elif request.images is None and DEMO_IMAGES.is_dir():
+        notes.append("no --images given: verified on the demo's digits, not on pictures of your task")
+    for stage, tokens in checkpoint.model.config.dropped_tokens(spec.height, spec.width).items():
+        notes.append(
+            f"at {spec.height}x{spec.width} the attention of stage {stage} leaves {tokens} tokens unread, "
+            "as the trained model itself does at this size"
+        )
+    notes += [line for line in checkpoint.found if line.startswith("norms")]
+    return tuple(notes)
+
+
+def _probe(spec: ExportSpec, batch: int, height: int, width: int) -> torch.Tensor:
+    """Seeded whole pixels, normalised in float64, so that raw-pixel inputs can be certified on the same image."""
+    images = noise_images(batch, (height, width), spec.preprocessing, _SEED)
+    mean, std = (
+        torch.tensor(c, dtype=torch.float64).view(1, 3, 1, 1) for c in (spec.preprocessing.mean, spec.preprocessing.std)
+    )
+    return (torch.tensor(images.pixels).double() / 255.0 - mean) / std
+
+
+def _recorded_spec(recorded: Mapping[str, object]) -> ExportSpec:
+    fields = recorded.get("spec")
+    if not isinstance(fields, Mapping):
+        raise UnsupportedSpec("the manifest inside the file holds no spec; export it again")
+    return ExportSpec.from_dict(fields)
+
+
+def _other_weights(recorded: Mapping[str, object] | None, checkpoint: Checkpoint) -> tuple[str, ...]:
+    source = recorded.get("checkpoint") if recorded else None
+    if not isinstance(source, Mapping) or source.get("fingerprint") == checkpoint.fingerprint:
+        return ()
+    return (f"the file was made from other weights than {checkpoint.name}; give its own checkpoint with --checkpoint",)
+
+
+def _rolled_back(passes: tuple[PassRecord, ...]) -> tuple[str, ...]:
+    return tuple(
+        f"pass {each.name} moved the outputs by {each.error_float64:.1e} and was rolled back"
+        for each in passes
+        if not each.certified
+    )
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds per step, and the step's name to whoever shows progress."""
+
+    on_step: OnStep
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.on_step(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,116 @@
+"""Tables for people; everything here reads finished results and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nextvit_deploy.inspection import Inspection
+from nextvit_deploy.manifest import Manifest
+from nextvit_deploy.verify import Check, Verdict
+from nextvit_exporters.passes.base import PassRecord
+
+_STYLE = {Verdict.VERIFIED: "green", Verdict.FAILED: "red", Verdict.NOT_VERIFIED: "yellow"}
+
+
+def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> None:
+    """An export or a verification: notes, passes, and the verdict table last."""
+    show_notes(console, manifest.notes)
+    if verbose:
+        for line in manifest.checkpoint.found:
+            console.print(f"  {escape(line)}", style="dim")
+    if manifest.passes:
+        show_passes(console, manifest.passes, verbose=verbose)
+    show_ops(console, manifest.ops, manifest.dtypes)
+    size = f"{manifest.artifact.size / 1e6:.1f} MB"
+    seconds = f"{sum(manifest.seconds.values()):.1f} s"
+    path = escape(str(manifest.artifact.path))
+    console.print(f"{path}  {size}, sha256 {manifest.artifact.sha256[:12]}, {seconds}", soft_wrap=True)
+    console.print(_verdicts(manifest))
+
+
+def show_notes(console: Console, notes: Iterable[str]) -> None:
+    """One line per note."""
+    for note in notes:
+        console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
+
+
+def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool) -> None:
+    """The certified table; refused matches with ``verbose``."""
+    table = Table(title="Passes, each executed before and after", title_justify="left")
+    table.add_column("pass")
+    for name in ("rewrites", "nodes", "parameters", "GMACs", "float64", "float32"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for each in passes:
+        certified = "[green]certified[/]" if each.certified else "[red]rolled back[/]"
+        table.add_row(
+            each.name,
+            str(each.rewrites),
+            _change(each.nodes),
+            _change(each.parameters),
+            f"{each.macs[1] / 1e9:.3f}",
+            f"{each.error_float64:.0e}",
+            f"{each.error_float32:.0e}",
+            certified if each.rewrites else "[dim]nothing to do[/]",
+        )
+    console.print(table)
+    if verbose:
+        for each in passes:
+            for refusal in each.refused:
+                console.print(f"  {each.name} left {escape(refusal.where)}: {escape(refusal.reason)}", style="dim")
+
+
+def show_ops(console: Console, ops: Mapping[str, int], dtypes: str) -> None:
+    """The op table on one line."""
+    listed = ", ".join(f"{count} {name}" for name, count in ops.items())
+    console.print(f"{sum(ops.values())} nodes: {listed}; {dtypes}", soft_wrap=True)
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """A checkpoint or an artefact, as name and value."""
+    table = Table(show_header=False, title=escape(found.name), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in found.facts.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+def _verdicts(manifest: Manifest) -> Table:
+    table = Table(title="How far the saved file is from PyTorch", title_justify="left")
+    for name in ("question", "executor", "against", "inputs"):
+        table.add_column(name, overflow="fold")
+    for name in ("max|d|", "rel. rms", "allowed", "SQNR", "top-1", "can flip"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for check in manifest.checks:
+        table.add_row(*_row(check))
+    return table
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    style = _STYLE[check.verdict]
+    verdict = f"[{style}]{check.verdict}[/]"
+    front = (check.question, f"{check.executor}, {check.mode}", check.against, check.inputs)
+    if not check.comparisons:
+        return (*front, "", "", "", "", "", "", f"{verdict}: {escape(check.why)}")
+    worst = max(check.comparisons, key=lambda c: c.relative_rms)
+    return (
+        *front,
+        f"{worst.max_abs:.1e}",
+        f"{worst.relative_rms:.1e}",
+        f"{worst.tolerance.relative_rms:.0e}",
+        f"{worst.sqnr_db:.0f} dB",
+        "" if worst.top1 is None else f"{worst.top1:.0%}",
+        "" if worst.can_flip is None else f"{worst.can_flip} of {worst.count}",
+        verdict,
+    )
+
+
+def _change(pair: tuple[int, int]) -> str:
+    difference = pair[1] - pair[0]
+    return f"{difference:+d}" if difference else "0"

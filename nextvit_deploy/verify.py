@@ -1,0 +1,195 @@
+"""Execute a saved artefact and say how far it is from PyTorch.
+
+Two questions, kept apart because one hides the other. *Same network*: the saved constants in exact arithmetic,
+against PyTorch carrying the same rounded constants; those come from the checkpoint through the passes, never from
+the artefact. *Precision cost*: the stored precision, rounding included, against the checkpoint's own model in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from nextvit_deploy.compare import Comparison, compare
+from nextvit_deploy.data import ImageSet, noise_images
+from nextvit_exporters import graph as g
+from nextvit_exporters import to_onnx
+from nextvit_exporters.errors import DeployError
+from nextvit_exporters.executors.base import Array, Executor
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
+
+SAME_NETWORK: Final = "same network"
+PRECISION_COST: Final = "precision cost"
+_AT_A_TIME: Final = 4
+"""Images per PyTorch batch: enough to be quick, little enough to leave peak memory alone."""
+_TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = {
+    SAME_NETWORK: to_onnx.SAME_NETWORK,
+    PRECISION_COST: to_onnx.PRECISION_COST,
+}
+
+
+class Verdict(str, Enum):
+    """What is known of an artefact; nothing else is ever said."""
+
+    VERIFIED = "verified"
+    FAILED = "failed"
+    NOT_VERIFIED = "not verified"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question, asked of one executor on one set of inputs, and its answer."""
+
+    question: str
+    executor: str
+    mode: str
+    against: str
+    inputs: str
+    verdict: Verdict
+    why: str
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """Inputs of one shape, and what the references say of them; arrays are (N, ...).
+
+    ``rounded`` is PyTorch with the artefact's constants, ``original`` the checkpoint's float32 model.
+    """
+
+    inputs: str
+    images: Array
+    original: Array
+    rounded: Array
+
+
+def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet], ...]:
+    """The inputs to verify on: the images, and for open axes noise at other sizes, an odd one among them."""
+    cases = [(images.source, images)]
+    h, w = spec.height, spec.width
+    if spec.dynamic_batch:
+        cases.append(("noise, batch 3", _noise(images, 3, h, w)))
+    if spec.dynamic_size:
+        cases.append((f"noise, {h + 33}x{w + 5}", _noise(images, 1, h + 33, w + 5)))
+        cases.append((f"noise, {w}x{2 * h}", _noise(images, 1, w, 2 * h)))
+    return tuple(cases)
+
+
+def artefact_inputs(spec: ExportSpec, images: ImageSet) -> Array:
+    """The images as the artefact wants them: (N, 3, H, W) normalised float32, raw float32, or raw uint8."""
+    if spec.input is InputKind.NORMALIZED:
+        return images.normalised()
+    return images.pixels if spec.input is InputKind.UINT8 else images.pixels.astype(np.float32)
+
+
+def predict(model: nn.Module, inputs: Array) -> Array:
+    """PyTorch's output for ``inputs``, a few images at a time; one (N, ...) array."""
+    parts = [
+        g.execute(model, torch.from_numpy(np.ascontiguousarray(inputs[i : i + _AT_A_TIME])))[0].numpy()
+        for i in range(0, len(inputs), _AT_A_TIME)
+    ]
+    return np.concatenate(parts)
+
+
+def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+    """The checkpoint's own float32 answers."""
+    return [predict(model, images.normalised()) for _, images in cases]
+
+
+def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+    """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
+    reference = to_onnx.reference(spec, graph)
+    return [predict(reference, artefact_inputs(spec, images)) for _, images in cases]
+
+
+def verify(
+    spec: ExportSpec,
+    path: Path,
+    cases: Sequence[tuple[str, ImageSet]],
+    references: Mapping[str, Sequence[Array]],
+) -> tuple[Check, ...]:
+    """Execute the file at ``path`` on every case and compare with the references of each question.
+
+    A question without references is answered ``not verified``. Never raises for a wrong artefact: that is a
+    verdict.
+    """
+    checks: list[Check] = []
+    for question, executor in to_onnx.executors(spec, path).items():
+        tolerance = _TOLERANCES[question][spec.precision]
+        against = {SAME_NETWORK: f"PyTorch, {spec.precision} constants", PRECISION_COST: "PyTorch float32"}[question]
+        blank = Check(question, executor.name, executor.mode, against, "", Verdict.NOT_VERIFIED, "", ())
+        if question not in references:
+            why = "the file doesn't say which passes and rounding made it"
+            checks.append(replace(blank, inputs=cases[0][0], why=why))
+            continue
+        checks += _ask(spec, executor, cases, references[question], tolerance, blank)
+    return tuple(checks)
+
+
+def overall(checks: Sequence[Check]) -> Verdict:
+    """Failed when any check failed, verified when all are, not verified otherwise."""
+    verdicts = {check.verdict for check in checks}
+    if Verdict.FAILED in verdicts:
+        return Verdict.FAILED
+    return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
+
+
+def _ask(
+    spec: ExportSpec,
+    executor: Executor,
+    cases: Sequence[tuple[str, ImageSet]],
+    expected: Sequence[Array],
+    tolerance: Tolerance,
+    blank: Check,
+) -> list[Check]:
+    try:
+        with executor as running:
+            return [
+                _compare_case(
+                    spec, running, artefact_inputs(spec, images), want, tolerance, replace(blank, inputs=name)
+                )
+                for (name, images), want in zip(cases, expected, strict=True)
+            ]
+    except DeployError as error:
+        return [replace(blank, inputs=cases[0][0], verdict=Verdict.FAILED, why=str(error))]
+
+
+def _compare_case(
+    spec: ExportSpec, executor: Executor, inputs: Array, expected: Array, tolerance: Tolerance, blank: Check
+) -> Check:
+    try:
+        actual = {to_onnx.OUTPUT: _run_batched(spec, executor, inputs)}
+        comparisons = compare(actual, {to_onnx.OUTPUT: expected}, tolerance)
+    except DeployError as error:
+        return replace(blank, verdict=Verdict.FAILED, why=str(error))
+    wrong = [str(c) for c in comparisons if not c]
+    verdict = Verdict.FAILED if wrong else Verdict.VERIFIED
+    return replace(blank, verdict=verdict, why="; ".join(wrong), comparisons=comparisons)
+
+
+def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array) -> Array:
+    """Feed a static batch in full: the last one is filled up by repeating images, and cut again."""
+    batch = len(inputs) if spec.dynamic_batch else spec.batch
+    parts: list[Array] = []
+    for start in range(0, len(inputs), batch):
+        chunk = inputs[start : start + batch]
+        missing = batch - len(chunk)
+        filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
+        output = executor.run({to_onnx.INPUT: np.ascontiguousarray(filled)})[to_onnx.OUTPUT]
+        parts.append(output[: len(chunk)])
+    return np.concatenate(parts)
+
+
+def _noise(images: ImageSet, count: int, height: int, width: int) -> ImageSet:
+    return noise_images(count, (height, width), images.preprocessing, seed=height * 1000 + width)

@@ -5,6 +5,7 @@ Not a pass: the attention passes ask this module for their matches.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,34 @@ def _heads_in_order(graph: fx.GraphModule, match: Attention) -> bool:
         node, value = user, pushed
     axis = dataflow.channel_axis(graph.get_submodule(str(match.proj.target)))
     return dataflow.holds(value, dataflow.labels(match.v.meta["shape"][-1]), axis)
+
+
+def heads_first(graph: fx.GraphModule, match: Attention) -> bool:
+    """Whether q, k and v arrive as (B, h, N, d), (B, h, d, N) and (B, h, N, d), channel h·d + i as head h's i-th."""
+    shape: tuple[int, ...] = match.product.meta["shape"]
+    if len(shape) != 4:
+        return False
+    heads, dim = shape[1], shape[3]
+    queries, keys = match.scores.all_input_nodes
+    values = match.product.all_input_nodes[1]
+    return all(
+        _arrives(graph, maker, end, view)
+        for maker, end, view in (
+            (match.q, queries, (1, heads, 1, dim)),
+            (match.k, keys, (1, heads, dim, 1)),
+            (match.v, values, (1, heads, 1, dim)),
+        )
+    )
+
+
+def _arrives(graph: fx.GraphModule, maker: fx.Node, end: fx.Node, view: tuple[int, ...]) -> bool:
+    """Whether the maker's channels arrive at ``end`` in the order that ``view`` gives them."""
+    found, wanted = _labels_at(graph, maker, end), dataflow.labels(maker.meta["shape"][-1])
+    if found is None or found.dim() != len(view) or wanted.numel() != math.prod(view):
+        return False
+    if any(size not in {1, actual} for size, actual in zip(view, found.shape, strict=True)):
+        return False
+    return torch.equal(found, wanted.view(view).expand_as(found))
 
 
 def _labels_at(graph: fx.GraphModule, maker: fx.Node, end: fx.Node) -> torch.Tensor | None:

@@ -26,7 +26,7 @@ from torch import fx
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
-from nextvit_exporters.passes.dataflow import averages, describe, pointwise, push
+from nextvit_exporters.passes.dataflow import averages, describe, holds, labels, pointwise, push, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,14 @@ def _why_not(graph: fx.GraphModule, pool: fx.Node, total: fx.Node) -> str | None
     if others:
         return f"its output is also read by {describe(others[0])}"
     shape: tuple[int, ...] = total.meta["shape"]
-    ones = torch.ones(shape, dtype=torch.float64)
-    averaged = push(graph, pool, total, ones)
-    if averaged is None or not torch.equal(averaged, torch.ones_like(averaged)):
-        return "the pooling's weights do not sum to one"
-    if averaged.dim() != len(shape):
+    if any(n.meta["shape"] != shape for n in total.all_input_nodes):
+        return "one term of the sum is spread over the other"
+    channels = labels(shape[1])
+    averaged = push(graph, pool, total, spread(channels, shape, 1))
+    if averaged is None or averaged.dim() != len(shape):
         return "the pooling drops axes"
+    if not holds(averaged, channels, 1):
+        return "the pooling's weights do not sum to one, or it mixes channels"
     return None
 
 
@@ -90,6 +92,7 @@ def _rewrite(graph: fx.GraphModule, pool: fx.Node, total: fx.Node, convs: list[f
         terms.append(moved)
     with graph.graph.inserting_before(pool):
         result = graph.graph.call_function(operator.add, tuple(terms))
+    result.meta["shape"] = pool.meta["shape"]
     pool.replace_all_uses_with(result)
     graph.graph.erase_node(pool)
 

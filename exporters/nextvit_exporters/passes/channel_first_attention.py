@@ -63,6 +63,8 @@ class _Ends:
 def _ends(graph: fx.GraphModule, match: attention.Attention) -> _Ends | str:
     if match.scales:
         return "its scale is not folded yet"
+    if not attention.heads_first(graph, match):
+        return "its heads are not laid out as (B, h, N, d)"
     tokens = match.q.all_input_nodes[0]
     flat = tokens.all_input_nodes[0] if _is_transpose(tokens) else None
     source = flat.all_input_nodes[0] if flat is not None and flat.all_input_nodes else None
@@ -74,7 +76,6 @@ def _ends(graph: fx.GraphModule, match: attention.Attention) -> _Ends | str:
         return "its result is not returned to a map of the same shape"
     if match.k.all_input_nodes != match.v.all_input_nodes:
         return "keys and values read different tokens"
-    del graph
     return _Ends(source, result)
 
 
@@ -103,11 +104,14 @@ def _rewrite(graph: fx.GraphModule, match: attention.Attention, ends: _Ends) -> 
 def _channel_first(new: fx.Graph, tokens: fx.Node) -> fx.Node:
     """(B, N, C) as (B, C, N), undoing transposes rather than adding to them."""
     if not _is_transpose(tokens):
-        return new.call_method("transpose", (tokens, 1, 2))
+        result = new.call_method("transpose", (tokens, 1, 2))
+        batch, positions, channels = tokens.meta["shape"]
+        result.meta["shape"] = (batch, channels, positions)
+        return result
     averaged = tokens.all_input_nodes[0]
-    turned = averaged.all_input_nodes[0]
-    if _is_transpose(turned) and _is_transpose(turned.all_input_nodes[0]):
-        averaged.replace_input_with(turned, turned.all_input_nodes[0].all_input_nodes[0])
+    for turned in averaged.all_input_nodes[:1]:
+        if _is_transpose(turned) and _is_transpose(turned.all_input_nodes[0]):
+            averaged.replace_input_with(turned, turned.all_input_nodes[0].all_input_nodes[0])
     return averaged
 
 

@@ -60,5 +60,6 @@ def _write_out(graph: fx.GraphModule, node: fx.Node, given: dict[str, fx.node.Ar
         scores = graph.graph.call_function(operator.matmul, (scaled, keys))
         weights = graph.graph.call_function(torch.softmax, (scores, -1))
         result = graph.graph.call_function(operator.matmul, (weights, v))
+    result.meta["shape"] = node.meta["shape"]
     node.replace_all_uses_with(result)
     graph.graph.erase_node(node)

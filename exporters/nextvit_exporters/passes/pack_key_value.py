@@ -66,7 +66,7 @@ def _pack(graph: fx.GraphModule, match: attention.Attention) -> None:
     if algebra.has_bias(key):
         both = torch.cat([algebra.bias_of(key), algebra.bias_of(value)])
         packed.bias = nn.Parameter(both, requires_grad=False)
-    name = f"{match.where}.kv"
+    name = f"{match.k.target}_{str(match.v.target).rpartition('.')[2]}"
     graph.add_submodule(name, packed)
     first = min((match.k, match.v), key=list(graph.graph.nodes).index)
     with graph.graph.inserting_before(first):

@@ -15,8 +15,8 @@ A per-channel map commutes with every move of numbers that keeps channels whole,
 that sum to one). The last norm goes first, so the two norms in front of K and V reach their weights as one.
 
 Not applied when anything but pointwise linear maps reads the norm, when one of those is shared, behind a
-convolution with padding (the border would see 0 instead of t), or to a norm without statistics. Norms in front
-of the classifier are ``fold-head-norm``'s.
+convolution with padding (the border would see 0 instead of t), or to a norm without statistics. Norms that only
+classifiers read are ``fold-head-norm``'s.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class FoldPreNorm(Rewrite):
     name: str = "fold-pre-norm"
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
-        """Fold every BatchNorm all of whose readers are linear maps on tokens or maps."""
-        return fold_norms(graph, lambda sinks: all(len(s.meta["shape"]) > 2 for s in sinks))
+        """Fold every BatchNorm that only linear maps read, one on tokens or a map among them."""
+        return fold_norms(graph, lambda sinks: any(len(s.meta["shape"]) > 2 for s in sinks))
 
 
 def fold_norms(graph: fx.GraphModule, wanted: Callable[[tuple[fx.Node, ...]], bool]) -> PassResult:

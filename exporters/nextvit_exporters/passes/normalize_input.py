@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
-from nextvit_exporters.passes.dataflow import describe, replace_module
+from nextvit_exporters.passes.dataflow import describe, reads_shape, replace_module
 
 MEAN = "input_mean"
 
@@ -41,7 +41,7 @@ class NormalizeInput(Rewrite):
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Insert the subtraction and scale the first convolution."""
         image = next(n for n in graph.graph.nodes if n.op == "placeholder")
-        convs = list(image.users)
+        convs = [user for user in image.users if not reads_shape(user)]
         if any(n.target == MEAN for n in graph.graph.nodes):
             return PassResult(0)
         if reason := _why_not(graph, convs, len(self.mean)):

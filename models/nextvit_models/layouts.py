@@ -36,8 +36,8 @@ _TO_TIMM: Final[Mapping[str, str]] = MappingProxyType(
     {"mlp.conv1.": "mlp.fc1.", "mlp.conv2.": "mlp.fc2.", "proj_head.0.": "head.fc."}
 )
 _LAYOUT_MARKS: Final[tuple[tuple[re.Pattern[str], Layout], ...]] = (
-    (re.compile(r"features\.\d+\.(mlp\.conv1|mhca)\."), "official"),
-    (re.compile(r"stages\.\d\.blocks\.\d+\.(mlp\.fc1|mhca)\."), "timm"),
+    (re.compile(r"features\.\d+\.mhca\."), "official"),
+    (re.compile(r"stages\.\d\.blocks\.\d+\.mhca\."), "timm"),
 )
 # A tensor that only this family has, and the family; read in order.
 _OTHER_MODELS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from nextvit_models._read import one_line
 from nextvit_models.errors import CheckpointMismatch, DeployError, MissingExtra
@@ -32,48 +32,53 @@ def is_hub_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None and not source.endswith(_FILE_SUFFIXES)
 
 
-class _NotCached(CheckpointMismatch):
-    """The file is not in the cache, and the hub cannot be asked."""
-
-
 def download(repository: str) -> HubFiles:
     """Fetch the files, or find them in the cache (``HF_HUB_OFFLINE=1`` looks nowhere else).
 
     Raises ``MissingExtra`` without ``huggingface_hub``, ``CheckpointMismatch`` when the files cannot be had.
     """
-    refusal: CheckpointMismatch | None = None
+    reachable = True
     for name in _WEIGHTS:
-        try:
-            weights = _fetch(repository, name)
-        except _NotCached as error:
-            refusal = refusal or error
-            continue
-        if weights:
-            return HubFiles(weights, _fetch(repository, "config.json"))
-    raise refusal or CheckpointMismatch(f"{repository}: the repository has neither {' nor '.join(_WEIGHTS)}")
+        weights = _fetch(repository, name, cache_only=not reachable)
+        if isinstance(weights, Path):
+            break
+        reachable = reachable and weights != "unreachable"
+    else:
+        if reachable:
+            raise CheckpointMismatch(f"{repository}: the repository has neither {' nor '.join(_WEIGHTS)}")
+        raise _not_cached(repository, _WEIGHTS[0])
+    config = _fetch(repository, "config.json", cache_only=not reachable)
+    if config == "unreachable":
+        raise _not_cached(repository, "config.json")
+    return HubFiles(weights, config if isinstance(config, Path) else None)
 
 
-def _fetch(repository: str, name: str) -> Path | None:
-    """The local copy of one file; None when the repository has no such file."""
+def _fetch(repository: str, name: str, *, cache_only: bool) -> Path | Literal["absent", "unreachable"]:
+    """The local copy of one file; "absent" from the repository, or "unreachable" and not in the cache."""
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise MissingExtra("loading from the Hugging Face hub", "hub") from error
     try:
-        return Path(hf_hub_download(repository, name))
-    except errors.LocalEntryNotFoundError as error:
-        raise _NotCached(
-            f"{repository}: no such local file; as a hub id, its {name} is not in the cache and the Hugging Face hub "
-            "cannot be reached (no network, or HF_HUB_OFFLINE is set)"
-        ) from error
+        return Path(hf_hub_download(repository, name, local_files_only=cache_only))
+    except errors.LocalEntryNotFoundError:
+        return "unreachable"
     except errors.EntryNotFoundError:
-        return None
+        return "absent"
     except errors.RepositoryNotFoundError as error:
         raise CheckpointMismatch(
             f"{repository}: no such local file, and no repository of that name on the Hugging Face hub that may be read"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # The errors of its HTTP clients (requests, then httpx) share no base with each other.
         raise CheckpointMismatch(f"{repository}: the download failed: {one_line(error)}") from error
+
+
+def _not_cached(repository: str, name: str) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{repository}: no such local file; as a hub id, its {name} is not in the cache and the Hugging Face hub "
+        "cannot be reached (no network, or HF_HUB_OFFLINE is set)"
+    )
 
 
 def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...]]:

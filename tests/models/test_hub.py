@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 
 from nextvit_models._hub import is_hub_id
@@ -43,8 +43,8 @@ CONFIG = {
 @pytest.fixture
 def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the repository's files in an offline cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--timm--nextvit_nano.test"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(REVISION)
@@ -156,8 +156,8 @@ def test_files_the_repository_does_not_have(
 ) -> None:
     save_file(tensors(seed=77), snapshot / "model.safetensors")
 
-    def online(repository: str, name: str) -> str:
-        assert repository == HUB_ID
+    def online(repository: str, name: str, *, local_files_only: bool) -> str:
+        assert (repository, local_files_only) == (HUB_ID, False)
         if name in absent:
             raise errors.EntryNotFoundError(name)
         return str(snapshot / name)
@@ -169,11 +169,27 @@ def test_files_the_repository_does_not_have(
         assert load_checkpoint(HUB_ID).found[-1].startswith("preprocessing not in the file")
 
 
-def test_a_broken_download(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_asked_once(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library retries for a long time; after the first refusal only the cache is looked at."""
+    assert snapshot.is_dir()
+    asked: list[tuple[str, bool]] = []
+
+    def unreachable(repository: str, name: str, *, local_files_only: bool) -> str:
+        asked.append((name, local_files_only))
+        raise errors.LocalEntryNotFoundError(repository)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    assert "cannot be reached" in refusal()
+    assert asked == [("model.safetensors", False), ("pytorch_model.bin", True)]
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, ValueError, Exception])
+def test_a_broken_download(snapshot: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     assert snapshot.is_dir()
 
-    def broken(repository: str, name: str) -> str:
-        raise ConnectionResetError(f"{repository}/{name}\nreset by peer")
+    def broken(repository: str, name: str, *, local_files_only: bool) -> str:
+        assert not local_files_only
+        raise kind(f"{repository}/{name}\nreset by peer")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
     assert refusal() == f"{HUB_ID}: the download failed: {HUB_ID}/model.safetensors reset by peer"
@@ -182,8 +198,8 @@ def test_a_broken_download(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_such_repository(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert snapshot.is_dir()
 
-    def unknown(repository: str, name: str) -> str:
-        del repository, name
+    def unknown(repository: str, name: str, *, local_files_only: bool) -> str:
+        del repository, name, local_files_only
         raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unknown)

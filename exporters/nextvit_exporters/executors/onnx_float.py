@@ -104,9 +104,14 @@ def _round(source: str, target: str) -> list[onnx.NodeProto]:
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type == _HALF:
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    if tensor.data_type != _HALF:
+        return
+    try:
+        values = numpy_helper.to_array(tensor)
+    except ValueError as error:
+        msg = f"the numbers of {tensor.name} do not fill its shape {list(tensor.dims)}: {error}"
+        raise BuildFailed(msg) from error
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
 
 
 def _widen_node(node: onnx.NodeProto) -> None:

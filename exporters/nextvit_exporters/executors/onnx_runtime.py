@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import onnx
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.executors.base import Array, Arrays
@@ -15,6 +16,16 @@ from nextvit_exporters.executors.onnx_float import emulate, half_tensors, widen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# ONNX Runtime's exceptions (InvalidGraph, NoSuchFile, NotImplemented and a dozen more) share no base class.
+_REFUSALS: Final[tuple[type[Exception], ...]] = (
+    RuntimeError,
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
 
 
 class OnnxRuntime:
@@ -30,9 +41,10 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
+        model = self._model()
         try:
-            self._session = ort.InferenceSession(self._model(), options, providers=["CPUExecutionProvider"])
-        except (ort.capi.onnxruntime_pybind11_state.Fail, RuntimeError) as error:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except _REFUSALS as error:
             msg = f"ONNX Runtime can't load {self._path.name}: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error
         return self
@@ -43,16 +55,29 @@ class OnnxRuntime:
         self._session = None
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Outputs by name; the executor must have been entered."""
+        """Outputs by name; the executor must have been entered. Raises BuildFailed when the file can't be run."""
         if self._session is None:
             msg = "the executor is closed; use it in a with statement"
             raise RuntimeError(msg)
+        wanted = {entry.name for entry in self._session.get_inputs()}
+        if wanted != set(inputs):
+            msg = f"{self._path.name} reads {', '.join(sorted(wanted))}, not {', '.join(sorted(inputs))}"
+            raise BuildFailed(msg)
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        try:
+            outputs = self._session.run(names, dict(inputs))
+        except _REFUSALS as error:
+            msg = f"ONNX Runtime can't run {self._path.name}: {str(error).splitlines()[0]}"
+            raise BuildFailed(msg) from error
+        return dict(zip(names, outputs, strict=True))
 
     def _model(self) -> str | bytes:
         """The file itself where it holds no FP16, else the float32 graph that stands for it."""
-        model = onnx.load(str(self._path))
+        try:
+            model = onnx.load(str(self._path))
+        except Exception as error:  # protobuf's own errors share no public base class
+            msg = f"{self._path.name} can't be read as ONNX: {str(error).splitlines()[0]}"
+            raise BuildFailed(msg) from error
         if not half_tensors(model):
             return str(self._path)
         stand_in = widen(model) if self.mode == "exact" else emulate(model)

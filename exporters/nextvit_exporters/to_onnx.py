@@ -33,7 +33,7 @@ from nextvit_exporters.passes.fold_conv_norm import FoldConvNorm
 from nextvit_exporters.passes.fold_head_norm import FoldHeadNorm
 from nextvit_exporters.passes.fold_pre_norm import FoldPreNorm
 from nextvit_exporters.passes.move_value_bias import MoveValueBias
-from nextvit_exporters.passes.normalize_input import NormalizeInput
+from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
 from nextvit_exporters.passes.strip_train_only import StripTrainOnly
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
@@ -137,7 +137,13 @@ def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
 
 
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
-    """The float64 graph in the numbers the file will hold, rounded once."""
+    """The float64 graph in the numbers the file will hold, rounded once.
+
+    Raises UnsupportedSpec when raw pixels were asked for and the graph doesn't normalise them.
+    """
+    if spec.input is not InputKind.NORMALIZED and not hasattr(graph, MEAN):
+        msg = f"normalize-input was refused or rolled back, so {spec.input} input can't be had; ask for normalized"
+        raise UnsupportedSpec(msg)
     return to_half(graph) if spec.precision is Precision.FP16 else g.cast(graph, torch.float32)
 
 

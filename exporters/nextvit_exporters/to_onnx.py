@@ -289,7 +289,13 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _downgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Opset 18 as 17: in this graph only ReduceMean differs, whose axes become an attribute again."""
-    result = onnx.version_converter.convert_version(model, opset)
+    try:
+        result = onnx.version_converter.convert_version(model, opset)
+    except (onnx.version_converter.ConvertError, RuntimeError) as error:
+        msg = (
+            f"the graph can't be written in opset {opset}: {str(error).splitlines()[0]}; choose {DEFAULT_OPSET} or more"
+        )
+        raise BuildFailed(msg) from error
     for node in result.graph.node:
         kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
         if node.op_type == "ReduceMean" and len(kept) != len(node.attribute):

@@ -305,6 +305,7 @@ def _downgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def _describe(model: onnx.ModelProto, spec: ExportSpec, provenance: Mapping[str, object]) -> None:
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))  # what the opset's readers know
     model.producer_name = "nextvit-deploy"
     model.producer_version = str(provenance.get("nextvit-deploy", ""))
     model.graph.name = spec.model

@@ -11,6 +11,8 @@ from typing import Final
 import onnx
 
 _NAMESPACE: Final = "namespace"
+_NOWHERE: Final = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch's exporter writes in place of a module for the sizes of an open axis."""
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
@@ -23,7 +25,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
     makers = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
     neighbours: list[set[int]] = [set() for _ in scopes]
     for index, node in enumerate(model.graph.node):
-        for name in node.input:
+        for name in node.input[:1] if node.op_type == "Reshape" else node.input:  # a size comes from anywhere
             if name in makers:
                 neighbours[index].add(makers[name])
                 neighbours[makers[name]].add(index)
@@ -53,7 +55,8 @@ def _scope(node: onnx.NodeProto) -> str:
     """The innermost module of ``stem: Sequential/stem.0: ConvBNReLU/.../conv2d: aten.conv2d``."""
     recorded = next((p.value for p in node.metadata_props if p.key == _NAMESPACE), "")
     *modules, _ = recorded.split("/")
-    return modules[-1].partition(":")[0].strip() if modules else ""
+    scope = modules[-1].partition(":")[0].strip() if modules else ""
+    return "" if scope == _NOWHERE else scope
 
 
 def _shared(start: int, scopes: list[str], neighbours: list[set[int]]) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 from nextvit_deploy.verify import Check, Verdict, overall
 from nextvit_exporters.files import atomic_write
-from nextvit_exporters.passes.base import PassRecord
+from nextvit_exporters.passes.base import TOGETHER, PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
 
 SCHEMA: Final = 1
@@ -66,11 +66,11 @@ class Manifest:
             "versions": dict(self.versions),
             "seconds": dict(self.seconds),
         }
-        return {key: _plain(value) for key, value in fields.items()}
+        return {key: plain(value) for key, value in fields.items()}
 
     def write(self, path: Path) -> None:
         """Write the JSON, whole or not at all; raises OutputNotWritten."""
-        atomic_write(path, (json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n").encode())
+        atomic_write(path, (json.dumps(self.as_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def manifest_path(artifact: Path) -> Path:
@@ -84,7 +84,7 @@ def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassR
         "schema": SCHEMA,
         "spec": spec.as_dict(),
         "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
-        "passes": {each.name: each.rewrites for each in passes if each.certified},
+        "passes": {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER},
         "versions": dict(versions()),
         "nextvit-deploy": versions()["nextvit-deploy"],
     }
@@ -101,13 +101,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """``value`` as JSON can say it: numbers without a word there (infinite, NaN) are strings, tuples are lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Verdict):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -194,17 +194,24 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
 def rewrite(
     spec: ExportSpec, checkpoint: Checkpoint, on_step: OnStep
 ) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
-    """Trace the model and apply the target's passes, certified on seeded pixels at the spec's size.
+    """Trace the model, apply the target's passes, and return the graph and the certified table.
 
-    One image is enough for a static size: what a pass may break depends on height and width. Open axes get a second
-    input of another size and batch.
+    Each pass is certified on one image of at most 191 pixels a side, with the remainder by 128 of the spec's
+    size, so that maps are odd and tokens are dropped where they are at the full size. The last row holds all passes
+    together at the full size. Open axes get a second input of another size and batch.
     """
-    sizes = [(1, spec.height, spec.width)]
-    if spec.dynamic_batch or spec.dynamic_size:
-        sizes.append((2, spec.height + 33, spec.width + 5) if spec.dynamic_size else (2, spec.height, spec.width))
-    probes = [_probe(spec, *size) for size in sizes]
-    passes = to_onnx.passes_for(spec)
-    return run_passes(g.trace(checkpoint.model), passes, probes, lambda name: on_step(f"certify {name}"))
+    sizes = [(1, _small(spec.height), _small(spec.width))]
+    if spec.dynamic_size:
+        sizes.append((2, sizes[0][1] + 33, sizes[0][2] + 5))
+    elif spec.dynamic_batch:
+        sizes.append((2, *sizes[0][1:]))
+    return run_passes(
+        g.trace(checkpoint.model),
+        to_onnx.passes_for(spec),
+        [_probe(spec, *size) for size in sizes],
+        lambda name: on_step(f"certify {name}"),
+        whole=_probe(spec, 1, spec.height, spec.width),
+    )
 
 
 def describe(checkpoint: Checkpoint) -> CheckpointInfo:
@@ -228,6 +235,11 @@ def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tup
         )
     notes += [line for line in checkpoint.found if line.startswith("norms")]
     return tuple(notes)
+
+
+def _small(side: int) -> int:
+    """A side that leaves the same remainders as ``side`` wherever a stage halves it, and is quick to certify on."""
+    return side if side < 192 else side % 128 + (128 if side % 128 < 64 else 0)
 
 
 def _probe(spec: ExportSpec, batch: int, height: int, width: int) -> torch.Tensor:

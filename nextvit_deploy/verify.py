@@ -36,6 +36,10 @@ _TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = {
 }
 
 
+Answer = list[Array] | DeployError
+"""An executor's outputs, one per case, or why it could not run."""
+
+
 class Verdict(str, Enum):
     """What is known of an artefact; nothing else is ever said."""
 
@@ -59,19 +63,6 @@ class Check:
     verdict: Verdict
     why: str
     comparisons: tuple[Comparison, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Case:
-    """Inputs of one shape, and what the references say of them; arrays are (N, ...).
-
-    ``rounded`` is PyTorch with the artefact's constants, ``original`` the checkpoint's float32 model.
-    """
-
-    inputs: str
-    images: Array
-    original: Array
-    rounded: Array
 
 
 def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet], ...]:
@@ -125,15 +116,17 @@ def verify(
     verdict.
     """
     checks: list[Check] = []
+    answers: dict[str, Answer] = {}
     for question, executor in to_onnx.executors(spec, path).items():
         tolerance = _TOLERANCES[question][spec.precision]
         against = {SAME_NETWORK: f"PyTorch, {spec.precision} constants", PRECISION_COST: "PyTorch float32"}[question]
-        blank = Check(question, executor.name, executor.mode, against, "", Verdict.NOT_VERIFIED, "", ())
+        blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
         if question not in references:
-            why = "the file doesn't say which passes and rounding made it"
-            checks.append(replace(blank, inputs=cases[0][0], why=why))
+            checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
             continue
-        checks += _ask(spec, executor, cases, references[question], tolerance, blank)
+        if executor.mode not in answers:
+            answers[executor.mode] = _execute(spec, executor, cases)
+        checks += _judge(answers[executor.mode], cases, references[question], tolerance, blank)
     return tuple(checks)
 
 
@@ -145,32 +138,32 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
 
 
-def _ask(
-    spec: ExportSpec,
-    executor: Executor,
+def _execute(spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]]) -> Answer:
+    try:
+        with executor as running:
+            return [_run_batched(spec, running, artefact_inputs(spec, images)) for _, images in cases]
+    except DeployError as error:
+        return error
+
+
+def _judge(
+    answer: Answer,
     cases: Sequence[tuple[str, ImageSet]],
     expected: Sequence[Array],
     tolerance: Tolerance,
     blank: Check,
 ) -> list[Check]:
-    try:
-        with executor as running:
-            return [
-                _compare_case(
-                    spec, running, artefact_inputs(spec, images), want, tolerance, replace(blank, inputs=name)
-                )
-                for (name, images), want in zip(cases, expected, strict=True)
-            ]
-    except DeployError as error:
-        return [replace(blank, inputs=cases[0][0], verdict=Verdict.FAILED, why=str(error))]
+    if isinstance(answer, DeployError):
+        return [replace(blank, verdict=Verdict.FAILED, why=str(answer))]
+    return [
+        _judge_case(actual, want, tolerance, replace(blank, inputs=name))
+        for (name, _), actual, want in zip(cases, answer, expected, strict=True)
+    ]
 
 
-def _compare_case(
-    spec: ExportSpec, executor: Executor, inputs: Array, expected: Array, tolerance: Tolerance, blank: Check
-) -> Check:
+def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Check) -> Check:
     try:
-        actual = {to_onnx.OUTPUT: _run_batched(spec, executor, inputs)}
-        comparisons = compare(actual, {to_onnx.OUTPUT: expected}, tolerance)
+        comparisons = compare({to_onnx.OUTPUT: actual}, {to_onnx.OUTPUT: expected}, tolerance)
     except DeployError as error:
         return replace(blank, verdict=Verdict.FAILED, why=str(error))
     wrong = [str(c) for c in comparisons if not c]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import torch
@@ -81,14 +80,6 @@ def _cast_attribute(graph: fx.GraphModule, target: str, dtype: torch.dtype) -> N
     setattr(owner, name, value)
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One execution: the outputs, flattened in order, and the multiply-accumulates it took."""
-
-    outputs: tuple[Tensor, ...]
-    macs: int
-
-
 class _Recorder(fx.Interpreter):
     """Runs a graph and leaves on each node what the passes ask about it: a tensor's shape, or the value."""
 
@@ -102,14 +93,22 @@ class _Recorder(fx.Interpreter):
 
 
 @torch.no_grad()
-def measure(graph: fx.GraphModule, inputs: Tensor) -> Measured:
-    """Execute ``graph`` on ``inputs``, note every node's shape in its ``meta``, and count the work.
+def measure(graph: fx.GraphModule, inputs: Tensor) -> tuple[Tensor, ...]:
+    """Execute ``graph`` on ``inputs``, note every node's shape in its ``meta``, and return the outputs in order."""
+    return flat(_Recorder(graph).run(inputs))
 
-    Multiply-accumulates are those of convolutions, linear maps and matrix products.
+
+@torch.no_grad()
+def count_macs(graph: fx.GraphModule, inputs: Tensor) -> int:
+    """Multiply-accumulates of convolutions, linear maps and matrix products; nothing is computed.
+
+    ``inputs`` is on the meta device: only its shape and dtype count.
     """
+    tensors = dict((*graph.named_parameters(), *graph.named_buffers()))
+    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with FlopCounterMode(display=False) as counter:
-        result = _Recorder(graph).run(inputs)
-    return Measured(flat(result), counter.get_total_flops() // 2)
+        torch.func.functional_call(graph, hollow, (inputs,))
+    return counter.get_total_flops() // 2
 
 
 @torch.no_grad()

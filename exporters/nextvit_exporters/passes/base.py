@@ -21,6 +21,8 @@ from nextvit_exporters.errors import InvariantError
 
 FLOAT64_BOUND: Final = 1e-12
 """Largest max|difference| / max|output| of a certified pass in float64; sound passes measure below 2e-14."""
+TOGETHER: Final = "all passes"
+"""Name of the record that certifies all passes as one."""
 FLOAT32_BOUND: Final = 1e-4
 """The same in float32 against the float64 original; float32 alone costs up to about 1e-5 on a full-size model."""
 
@@ -112,70 +114,112 @@ def run_passes(
     passes: Sequence[Pass],
     probes: Sequence[Tensor],
     on_pass: Callable[[str], None] | None = None,
+    whole: Tensor | None = None,
 ) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
     """Apply ``passes`` in order, each certified on ``probes``, and return the graph and the certified table.
 
-    ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes.
-    The caller's graph is not touched. Raises InvariantError, naming the pass and those before it, when a pass's
-    precondition is not met or it changed a module in place, and ValueError without probes.
+    ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes. With
+    ``whole``, one more input, work is counted at its size and a last record holds all kept passes together,
+    certified on it. The caller's graph is not touched. Raises InvariantError when a pass's precondition is not
+    met, naming the pass and those before it, and ValueError without probes.
     """
     if not probes:
         msg = "certifying needs at least one probe"
         raise ValueError(msg)
-    current, inputs = g.clone(graph), list(probes)
-    measured = [g.measure(current, x) for x in reversed(inputs)][::-1]
+    state = _State.of(g.clone(graph), tuple(probes), probes[0] if whole is None else whole)
+    original, expected = state.size, () if whole is None else g.measure(graph, whole)
+    del graph  # its weights may go as passes replace them
     records: list[PassRecord] = []
     for each in passes:
         if on_pass:
             on_pass(each.name)
-        if reason := each.requires(current):
-            raise _broken(each, records, reason)
-        held = g.fingerprint(current)
-        candidate, adapted, after, record = _certify(current, each, inputs, measured)
-        if g.fingerprint(current) != held:
-            raise _broken(each, records, "it changed a module in place, which other graphs share; replace the module")
+        if reason := each.requires(state.graph):
+            history = ", ".join(r.name for r in records) or "nothing"
+            msg = f"{each.name} (after {history}): {reason}"
+            raise InvariantError(msg)
+        after, record = _certify(state, each)
         records.append(record)
         if record.certified and record.rewrites:
-            current, inputs, measured = candidate, adapted, after
-    return current, tuple(records)
+            state = after
+    if whole is not None:
+        records.append(_certify_together(original, state, expected, records))
+    return state.graph, tuple(records)
 
 
-def _broken(each: Pass, records: Sequence[PassRecord], reason: str) -> InvariantError:
-    history = ", ".join(r.name for r in records) or "nothing"
-    return InvariantError(f"{each.name} (after {history}): {reason}")
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """How large a graph is; multiply-accumulates are for one input."""
+
+    nodes: int
+    parameters: int
+    macs: int
 
 
-def _certify(
-    before: fx.GraphModule, each: Pass, inputs: list[Tensor], measured: list[g.Measured]
-) -> tuple[fx.GraphModule, list[Tensor], list[g.Measured], PassRecord]:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A graph with what is known of it: its inputs and its outputs on them, and its size for ``work_input``."""
+
+    graph: fx.GraphModule
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[tuple[Tensor, ...], ...]
+    work_input: Tensor
+    size: _Size
+
+    @classmethod
+    def of(cls, graph: fx.GraphModule, inputs: tuple[Tensor, ...], work_input: Tensor) -> _State:
+        """Execute ``graph``; the first input comes last, so its sizes are the ones left on the nodes."""
+        outputs = tuple(g.measure(graph, x) for x in reversed(inputs))[::-1]
+        macs = g.count_macs(graph, torch.empty_like(work_input, device="meta"))
+        return cls(graph, inputs, outputs, work_input, _Size(g.nodes(graph), g.parameters(graph), macs))
+
+
+def _certify(before: _State, each: Pass) -> tuple[_State, PassRecord]:
     """Apply one pass to a copy of ``before`` and measure what it did."""
     start = time.perf_counter()
-    candidate = g.clone(before)
+    candidate = g.clone(before.graph)
     result = each(candidate)
     g.finish(candidate)
-    if result.rewrites == 0:
-        adapted, after, error64, error32 = inputs, measured, 0.0, 0.0
-    else:
-        adapted = [each.adapt(x) for x in inputs]
-        after = [g.measure(candidate, x) for x in reversed(adapted)][::-1]
-        error64 = max(relative_error(a.outputs, b.outputs) for a, b in zip(after, measured, strict=True))
-        error32 = _float32_error(candidate, adapted[0], measured[0])
-    record = PassRecord(
-        name=each.name,
-        certified=error64 <= FLOAT64_BOUND and error32 <= FLOAT32_BOUND,
+    after, error64, error32 = before, 0.0, 0.0
+    if result.rewrites:
+        inputs = tuple(each.adapt(x) for x in before.inputs)
+        after = _State.of(candidate, inputs, each.adapt(before.work_input))
+        error64 = max(relative_error(a, b) for a, b in zip(after.outputs, before.outputs, strict=True))
+        error32 = _float32_error(candidate, inputs[0], before.outputs[0])
+    seconds = time.perf_counter() - start
+    return after, _record(each.name, result, (before.size, after.size), (error64, error32), seconds)
+
+
+def _certify_together(
+    original: _Size, state: _State, expected: Sequence[Tensor], records: Sequence[PassRecord]
+) -> PassRecord:
+    """The last line of the table: all kept passes as one, on the state's work input."""
+    start = time.perf_counter()
+    error64 = relative_error(g.measure(state.graph, state.work_input), expected)
+    error32 = _float32_error(state.graph, state.work_input, expected)
+    kept = PassResult(sum(record.rewrites for record in records if record.certified))
+    return _record(TOGETHER, kept, (original, state.size), (error64, error32), time.perf_counter() - start)
+
+
+def _record(
+    name: str, result: PassResult, sizes: tuple[_Size, _Size], errors: tuple[float, float], seconds: float
+) -> PassRecord:
+    before, after = sizes
+    return PassRecord(
+        name=name,
+        certified=errors[0] <= FLOAT64_BOUND and errors[1] <= FLOAT32_BOUND,
         rewrites=result.rewrites,
         refused=result.refused,
-        nodes=(g.nodes(before), g.nodes(candidate)),
-        parameters=(g.parameters(before), g.parameters(candidate)),
-        macs=(measured[0].macs, after[0].macs),
-        error_float64=error64,
-        error_float32=error32,
-        seconds=time.perf_counter() - start,
+        nodes=(before.nodes, after.nodes),
+        parameters=(before.parameters, after.parameters),
+        macs=(before.macs, after.macs),
+        error_float64=errors[0],
+        error_float32=errors[1],
+        seconds=seconds,
     )
-    return candidate, adapted, after, record
 
 
-def _float32_error(graph: fx.GraphModule, inputs: Tensor, expected: g.Measured) -> float:
+def _float32_error(graph: fx.GraphModule, inputs: Tensor, expected: Sequence[Tensor]) -> float:
+    """The error of the graph in float32 against outputs that were computed in float64."""
     single = g.cast(graph, torch.float32)
     inputs = inputs.float() if inputs.is_floating_point() else inputs
-    return relative_error(g.execute(single, inputs), expected.outputs)
+    return relative_error(g.execute(single, inputs), expected)

@@ -64,8 +64,8 @@ class FoldEvidence:
     those of log|W_c| over log|s_c|, channel by channel, pooled over all maps after each one's means are taken out:
     the slope grows by exactly 1 when the norms are folded.
 
-    Measured (slope, correlation): random weights (0.00, 0.03), the bundled trained model (0.37, 0.32); after
-    folding in place (1.00, 0.99) and (1.37, 0.78).
+    Measured (slope, correlation): random weights (0.00, 0.03), the demo's trained ones (0.26, 0.23); after folding
+    in place (1.00, 0.99) and (1.26, 0.75).
     """
 
     slope: float
@@ -73,8 +73,8 @@ class FoldEvidence:
 
     @property
     def suspect(self) -> bool:
-        """Whether the norms seem to have been folded already; the bounds lie midway between the measured pairs."""
-        return self.slope > 0.75 and self.correlation > 0.55
+        """Whether the norms seem to have been folded already; the bounds lie midway between the demo's figures."""
+        return self.slope > 0.75 and self.correlation > 0.5
 
 
 def fold_evidence(tensors: Mapping[str, Tensor], config: NextViTConfig) -> FoldEvidence:

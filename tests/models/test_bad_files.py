@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -74,6 +75,16 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert refusal(tmp_path / "pipe") == "not a regular file"
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, b"weights")
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{path} {mode}")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refusal(path) == f"cannot be read: {os.strerror(errno.EACCES)}"
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nextvit_models.checkpoint import load_checkpoint
 from nextvit_models.config import VARIANTS
+from nextvit_models.demo import DEMO_CHECKPOINT
 from nextvit_models.nextvit import NextViT
 from nextvit_models.norms import fold_evidence, foldable_maps, foldable_norms
 from tests.harness import images, randomise, relative_error
@@ -103,6 +104,17 @@ def test_folding_is_seen_and_its_absence_too(seed: int) -> None:
     assert abs(before.slope) < 0.1
     assert after.suspect
     assert after.slope == pytest.approx(before.slope + 1, abs=1e-3)
+
+
+def test_trained_weights(tmp_path: Path) -> None:
+    """The demo was trained in earnest, and its scales hardly left 1: the hardest case at hand."""
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT)
+    state = checkpoint.model.state_dict()
+    before, after = fold_evidence(state, NANO), fold_evidence(folded(state), NANO)
+    assert (before.slope, before.correlation) == pytest.approx((0.26, 0.23), abs=0.1)
+    assert (after.slope, after.correlation) == pytest.approx((1.26, 0.75), abs=0.1)
+    assert not checkpoint.norms_suspect
+    assert load_checkpoint(saved(tmp_path, folded(state))).norms_suspect
 
 
 def test_untrained_norms_are_not_suspect() -> None:

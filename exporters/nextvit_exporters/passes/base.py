@@ -120,30 +120,37 @@ def run_passes(
 
     ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes. With
     ``whole``, one more input, work is counted at its size and a last record holds all kept passes together,
-    certified on it. The caller's graph is not touched. Raises InvariantError when a pass's precondition is not
-    met, naming the pass and those before it, and ValueError without probes.
+    certified on it. The caller's graph is not touched. Raises InvariantError when a pass's precondition is not met
+    or it changed a module in place, naming the pass and those before it, and when all passes together are not
+    certified; ValueError without probes.
     """
     if not probes:
         msg = "certifying needs at least one probe"
         raise ValueError(msg)
     state = _State.of(g.clone(graph), tuple(probes), probes[0] if whole is None else whole)
-    original, expected = state.size, () if whole is None else g.measure(graph, whole)
+    original, expected = state.size, () if whole is None else g.execute(graph, whole)
     del graph  # its weights may go as passes replace them
     records: list[PassRecord] = []
     for each in passes:
         if on_pass:
             on_pass(each.name)
         if reason := each.requires(state.graph):
-            history = ", ".join(r.name for r in records) or "nothing"
-            msg = f"{each.name} (after {history}): {reason}"
-            raise InvariantError(msg)
+            raise _broken(each, records, reason)
+        held = g.fingerprint(state.graph)
         after, record = _certify(state, each)
+        if g.fingerprint(state.graph) != held:
+            raise _broken(each, records, "it changed a module in place, which other graphs share; replace the module")
         records.append(record)
         if record.certified and record.rewrites:
             state = after
     if whole is not None:
         records.append(_certify_together(original, state, expected, records))
     return state.graph, tuple(records)
+
+
+def _broken(each: Pass, records: Sequence[PassRecord], reason: str) -> InvariantError:
+    history = ", ".join(r.name for r in records) or "nothing"
+    return InvariantError(f"{each.name} (after {history}): {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +201,19 @@ def _certify_together(
 ) -> PassRecord:
     """The last line of the table: all kept passes as one, on the state's work input."""
     start = time.perf_counter()
-    error64 = relative_error(g.measure(state.graph, state.work_input), expected)
+    error64 = relative_error(g.execute(state.graph, state.work_input), expected)
     error32 = _float32_error(state.graph, state.work_input, expected)
     kept = PassResult(sum(record.rewrites for record in records if record.certified))
-    return _record(TOGETHER, kept, (original, state.size), (error64, error32), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    record = _record(TOGETHER, kept, (original, state.size), (error64, error32), seconds)
+    if not record.certified:
+        size = "x".join(map(str, state.work_input.shape[2:]))
+        msg = (
+            f"{TOGETHER} moved the outputs by {max(error64, error32):.1e} at {size}, though each alone did not on "
+            "smaller inputs; find the one with --skip"
+        )
+        raise InvariantError(msg)
+    return record
 
 
 def _record(

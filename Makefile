@@ -32,8 +32,9 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED_DEV)
-	@for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+		module=benchmarks.$$(basename "$$script" .py); \
+		echo "== $$module"; $(BIN)/python -m "$$module" || exit 1; \
 	done
 
 clean:

@@ -45,10 +45,10 @@ print(json.dumps(time.perf_counter() - start))
 _WHOLE = """
 import json, sys, time
 from pathlib import Path
-from nextvit_deploy.pipeline import Request, export_onnx
+from nextvit_deploy.pipeline import Request, export
 checkpoint, name, output = sys.argv[1:]
 start = time.perf_counter()
-manifest = export_onnx(Request(output=Path(output), checkpoint=checkpoint), lambda _: None)
+manifest = export(Request(output=Path(output), checkpoint=checkpoint), lambda _: None)
 assert str(manifest.verdict) == "verified", manifest.checks
 print(json.dumps(time.perf_counter() - start))
 """

@@ -23,7 +23,7 @@ import timm
 import torch
 
 from benchmarks.pairs import interleave, seconds
-from nextvit_deploy.pipeline import Request, export_onnx
+from nextvit_deploy.pipeline import Request, export
 from tests.harness import randomise
 
 BOUND = 0.94
@@ -62,7 +62,7 @@ def _compare(model: torch.nn.Module, folder: Path, batch: int, size: int, rounds
     request = Request(
         output=folder, checkpoint=str(folder / "nextvit_small.pth"), size=(size, size), batch=batch, count=1
     )
-    manifest = export_onnx(request, lambda _: None)
+    manifest = export(request, lambda _: None)
     ours = _session(manifest.artifact.path, batch, size)
     pairs = interleave(baseline, ours, rounds, warmup=3)
     verdict = "met" if pairs.ratio <= BOUND else "MISSED"

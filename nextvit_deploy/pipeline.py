@@ -15,11 +15,13 @@ from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
 from nextvit_exporters import graph as g
-from nextvit_exporters import to_onnx
+from nextvit_exporters import targets
 from nextvit_exporters.errors import CheckpointMismatch, UnsupportedSpec
 from nextvit_exporters.files import atomic_path, sha256_of
+from nextvit_exporters.opsets import opset_for
 from nextvit_exporters.passes.base import PassRecord, run_passes
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision
+from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
 
@@ -32,6 +34,7 @@ class Request:
     """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images)."""
 
     output: Path
+    target: str = "onnx"
     checkpoint: str | None = None
     ema: bool = False
     precision: Precision = Precision.FP32
@@ -48,17 +51,17 @@ class Request:
     skip: tuple[str, ...] = ()
 
 
-def export_onnx(request: Request, on_step: OnStep) -> Manifest:
-    """Load, rewrite, export, execute, compare, write: an ONNX file and its manifest, or neither.
+def export(request: Request, on_step: OnStep) -> Manifest:
+    """Load, rewrite, build, execute, compare, write: an artefact and its manifest, or neither.
 
-    A file outside its tolerance is still written, its manifest marked ``failed``. Raises a DeployError for
+    An artefact outside its tolerance is still written, its manifest marked ``failed``. Raises a DeployError for
     anything the user can mend.
     """
-    clock = _Clock(on_step)
+    clock, target = _Clock(on_step), targets.load(request.target)
     with clock.step("load the checkpoint"):
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         spec = spec_for(request, checkpoint)
-        to_onnx.check_spec(spec)
+        target.check_spec(spec)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
@@ -69,16 +72,16 @@ def export_onnx(request: Request, on_step: OnStep) -> Manifest:
         del checkpoint
     with clock.step("PyTorch with rounded constants"):
         rounded = v.rounded_outputs(spec, graph, cases)
-    path = request.output / (spec.stem + to_onnx.SUFFIX)
+    path = request.output / (spec.stem + target.SUFFIX)
     with atomic_path(path) as sibling, atomic_path(manifest_path(path)) as manifest_sibling:
-        with clock.step("build ONNX"):
-            module = to_onnx.lower(spec, graph)
+        with clock.step(f"build {request.target}"):
+            module = target.lower(spec, graph)
             del graph
-            built = to_onnx.build(spec, module, sibling, provenance(spec, info, passes), on_step)
+            built = target.build(spec, module, sibling, provenance(spec, info, passes), on_step)
             del module
         with clock.step("verify the saved file"):
-            checks = v.verify(spec, built.path, cases, {v.SAME_NETWORK: rounded, v.PRECISION_COST: original})
-            saved = to_onnx.read(built.path)
+            checks = v.verify(spec, built.path, cases, {SAME_NETWORK: rounded, PRECISION_COST: original})
+            saved = target.read(built.path)
         manifest = Manifest(
             spec=spec,
             checkpoint=info,
@@ -95,15 +98,15 @@ def export_onnx(request: Request, on_step: OnStep) -> Manifest:
     return manifest
 
 
-def verify_onnx(path: Path, request: Request, on_step: OnStep) -> Manifest:
-    """Execute a saved ONNX file again and compare it with its checkpoint; nothing is written.
+def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
+    """Execute a saved artefact again and compare it with its checkpoint; nothing is written.
 
     A file of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
     any other file only the precision's cost is measured, and the other question stays ``not verified``.
     """
-    clock = _Clock(on_step)
+    clock, target = _Clock(on_step), targets.of_file(path)
     with clock.step("load the checkpoint"):
-        saved = to_onnx.read(path)
+        saved = target.read(path)
         recorded = saved.provenance
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         spec = _recorded_spec(recorded) if recorded else spec_for(request, checkpoint)
@@ -120,12 +123,12 @@ def verify_onnx(path: Path, request: Request, on_step: OnStep) -> Manifest:
             (*notes_for(request, spec, checkpoint), *_other_weights(recorded, checkpoint)),
         )
     with clock.step("PyTorch reference"):
-        references = {v.PRECISION_COST: v.original_outputs(checkpoint.model, cases)}
+        references = {PRECISION_COST: v.original_outputs(checkpoint.model, cases)}
     passes: tuple[PassRecord, ...] = ()
     if recorded:
         with clock.step("certify passes"):
             graph, passes = rewrite(spec, checkpoint, on_step)
-            references[v.SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
+            references[SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
             del graph
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references)
@@ -147,7 +150,7 @@ def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRe
     """The certified table for a checkpoint, and the notes that go with it; nothing is written."""
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
     spec = spec_for(request, checkpoint)
-    to_onnx.check_spec(spec)
+    targets.load(spec.target).check_spec(spec)
     passes = rewrite(spec, checkpoint, on_step)[1]
     return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
 
@@ -168,19 +171,15 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
     """The request with everything the checkpoint decides filled in."""
     side = checkpoint.preprocessing.image_size
     height, width = request.size or (side, side)
-    if request.opset is not None and request.consumer is not None:
-        newest = to_onnx.newest_opset(request.consumer)
-        if request.opset > newest:
-            raise UnsupportedSpec(f"{request.consumer} reads up to opset {newest}, not {request.opset}; drop --opset")
     return ExportSpec(
         model=checkpoint.model.config.name,
         num_classes=checkpoint.num_classes,
-        target="onnx",
+        target=request.target,
         precision=request.precision,
         height=height,
         width=width,
         batch=request.batch,
-        opset=request.opset or to_onnx.opset_for(request.consumer),
+        opset=opset_for(request.consumer, request.opset),
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
         input=request.input,
@@ -207,7 +206,7 @@ def rewrite(
         sizes.append((2, *sizes[0][1:]))
     return run_passes(
         g.trace(checkpoint.model),
-        to_onnx.passes_for(spec),
+        targets.load(spec.target).passes_for(spec),
         [_probe(spec, *size) for size in sizes],
         lambda name: on_step(f"certify {name}"),
         whole=_probe(spec, 1, spec.height, spec.width),

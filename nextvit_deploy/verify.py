@@ -21,20 +21,15 @@ from torch import fx, nn
 from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, noise_images
 from nextvit_exporters import graph as g
-from nextvit_exporters import to_onnx
+from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError
 from nextvit_exporters.executors.base import Array, Executor
-from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
+from nextvit_exporters.spec import ExportSpec, InputKind, Tolerance
+from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK, Target
 
-SAME_NETWORK: Final = "same network"
-PRECISION_COST: Final = "precision cost"
+_OUTPUT: Final = "logits"
 _AT_A_TIME: Final = 4
 """Images per PyTorch batch: enough to be quick, little enough to leave peak memory alone."""
-_TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = {
-    SAME_NETWORK: to_onnx.SAME_NETWORK,
-    PRECISION_COST: to_onnx.PRECISION_COST,
-}
-
 
 Answer = list[Array] | DeployError
 """An executor's outputs, one per case, or why it could not run."""
@@ -100,7 +95,7 @@ def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) ->
 
 def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
     """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
-    reference = to_onnx.reference(spec, graph)
+    reference = targets.load(spec.target).reference(spec, graph)
     return [predict(reference, artefact_inputs(spec, images)) for _, images in cases]
 
 
@@ -117,15 +112,16 @@ def verify(
     """
     checks: list[Check] = []
     answers: dict[str, Answer] = {}
-    for question, executor in to_onnx.executors(spec, path).items():
-        tolerance = _TOLERANCES[question][spec.precision]
+    target = targets.load(spec.target)
+    for question, executor in target.executors(spec, path).items():
+        tolerance = target.TOLERANCES[question][spec.precision]
         against = {SAME_NETWORK: f"PyTorch, {spec.precision} constants", PRECISION_COST: "PyTorch float32"}[question]
         blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
         if question not in references:
             checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
             continue
         if executor.mode not in answers:
-            answers[executor.mode] = _execute(spec, executor, cases)
+            answers[executor.mode] = _execute(target, spec, executor, cases)
         checks += _judge(answers[executor.mode], cases, references[question], tolerance, blank)
     return tuple(checks)
 
@@ -138,10 +134,10 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
 
 
-def _execute(spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]]) -> Answer:
+def _execute(target: Target, spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]]) -> Answer:
     try:
         with executor as running:
-            return [_run_batched(spec, running, artefact_inputs(spec, images)) for _, images in cases]
+            return [_run_batched(target, spec, running, artefact_inputs(spec, images)) for _, images in cases]
     except DeployError as error:
         return error
 
@@ -163,7 +159,7 @@ def _judge(
 
 def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Check) -> Check:
     try:
-        comparisons = compare({to_onnx.OUTPUT: actual}, {to_onnx.OUTPUT: expected}, tolerance)
+        comparisons = compare({_OUTPUT: actual}, {_OUTPUT: expected}, tolerance)
     except DeployError as error:
         return replace(blank, verdict=Verdict.FAILED, why=str(error))
     wrong = [str(c) for c in comparisons if not c]
@@ -171,7 +167,7 @@ def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Che
     return replace(blank, verdict=verdict, why="; ".join(wrong), comparisons=comparisons)
 
 
-def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array) -> Array:
+def _run_batched(target: Target, spec: ExportSpec, executor: Executor, inputs: Array) -> Array:
     """Feed a static batch in full: the last one is filled up by repeating images, and cut again."""
     batch = len(inputs) if spec.dynamic_batch else spec.batch
     parts: list[Array] = []
@@ -179,7 +175,7 @@ def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array) -> Array:
         chunk = inputs[start : start + batch]
         missing = batch - len(chunk)
         filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
-        output = executor.run({to_onnx.INPUT: np.ascontiguousarray(filled)})[to_onnx.OUTPUT]
+        output = executor.run({target.INPUT: np.ascontiguousarray(filled)})[target.OUTPUT]
         parts.append(output[: len(chunk)])
     return np.concatenate(parts)
 

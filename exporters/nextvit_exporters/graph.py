@@ -108,7 +108,8 @@ def count_macs(graph: fx.GraphModule, inputs: Tensor) -> int:
     hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with FlopCounterMode(display=False) as counter:
         torch.func.functional_call(graph, hollow, (inputs,))
-    return counter.get_total_flops() // 2
+    flops: int = counter.get_total_flops()
+    return flops // 2
 
 
 @torch.no_grad()

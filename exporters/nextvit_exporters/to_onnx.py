@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +18,12 @@ import torch
 from torch import fx
 
 from nextvit_exporters import graph as g
+from nextvit_exporters import targets
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.onnx_names import name_nodes, strip_provenance
+from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
 from nextvit_exporters.passes.average_early import AverageEarly
 from nextvit_exporters.passes.base import Pass
 from nextvit_exporters.passes.channel_first_attention import ChannelFirstAttention
@@ -38,6 +39,7 @@ from nextvit_exporters.passes.strip_train_only import StripTrainOnly
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
+from nextvit_exporters.targets import Saved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,24 +65,6 @@ PASSES: Final[tuple[Pass, ...]] = (
     AverageEarly(),  # 0.960, 5.5 % fewer multiply-accumulates
 )
 
-NEWEST_OPSET: Final = 22
-DEFAULT_OPSET: Final = 18
-"""Written by torch's exporter without conversion, and read by every runtime since early 2023."""
-CONSUMERS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "tensorrt-8.6": 17,
-        "tensorrt-10": 20,  # 10.0's parser; later 10.x read more
-        "tensorrt-11": 25,
-        "tensorrt-rtx-1": 25,  # builds measured up to 25
-        "onnxruntime-1.14": 18,
-        "onnxruntime-1.15": 19,
-        "onnxruntime-1.17": 20,
-        "onnxruntime-1.18": 21,
-        "onnxruntime-1.21": 22,
-    }
-)
-"""Newest opset each consumer reads, from its own release notes."""
-
 SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
     {
         Precision.FP32: Tolerance(
@@ -97,17 +81,9 @@ PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
 )
 
 
-def newest_opset(consumer: str) -> int:
-    """The newest opset that ``consumer`` reads; raises UnsupportedSpec for an unknown one."""
-    if consumer not in CONSUMERS:
-        msg = f"no opset is known for '{consumer}'; choose one of {', '.join(CONSUMERS)}, or give --opset"
-        raise UnsupportedSpec(msg)
-    return CONSUMERS[consumer]
-
-
-def opset_for(consumer: str | None) -> int:
-    """The newest opset that ``consumer`` reads and this tool writes; raises UnsupportedSpec for an unknown one."""
-    return DEFAULT_OPSET if consumer is None else min(newest_opset(consumer), NEWEST_OPSET)
+TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = MappingProxyType(
+    {targets.SAME_NETWORK: SAME_NETWORK, targets.PRECISION_COST: PRECISION_COST}
+)
 
 
 def check_spec(spec: ExportSpec) -> None:
@@ -115,8 +91,8 @@ def check_spec(spec: ExportSpec) -> None:
     if spec.precision not in PRECISIONS:
         msg = f"onnx can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}"
         raise UnsupportedSpec(msg)
-    if not 17 <= spec.opset <= NEWEST_OPSET:
-        msg = f"opset {spec.opset} can't be written; choose 17 to {NEWEST_OPSET}"
+    if not OLDEST_OPSET <= spec.opset <= NEWEST_OPSET:
+        msg = f"opset {spec.opset} can't be written; choose {OLDEST_OPSET} to {NEWEST_OPSET}"
         raise UnsupportedSpec(msg)
     names = {each.name for each in PASSES}
     if unknown := [name for name in spec.skip if name not in names]:
@@ -184,17 +160,7 @@ def build(
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, OnnxRuntime]:
     """What can execute the file here, by the question it answers."""
     cost = "exact" if spec.precision is Precision.FP32 else "emulated"
-    return {"same network": OnnxRuntime(path, "exact"), "precision cost": OnnxRuntime(path, cost)}
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What an ONNX file says of itself."""
-
-    provenance: Mapping[str, object] | None
-    ops: Mapping[str, int]
-    dtypes: str
-    """Read back from its tensors: ``131 of 131 operations in fp16``."""
+    return {targets.SAME_NETWORK: OnnxRuntime(path, "exact"), targets.PRECISION_COST: OnnxRuntime(path, cost)}
 
 
 def read(path: Path) -> Saved:

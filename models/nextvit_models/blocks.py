@@ -131,11 +131,12 @@ class EMHSA(nn.Module):
         v = self._split_heads(self.v(x))
         attention = ((q * self.scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, h, N, N / sr²)
         out: Tensor = self.proj((attention @ v).transpose(1, 2).flatten(2))  # (B, h, N, d) -> (B, N, C)
-        out = self.proj_drop(out)
-        return out
+        dropped: Tensor = self.proj_drop(out)
+        return dropped
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
+        heads: Tensor = x.unflatten(2, (self.heads, self.head_dim))  # type: ignore[no-untyped-call]  # torch's own gap
+        return heads.transpose(1, 2)
 
 
 class NCB(nn.Module):
@@ -155,7 +156,8 @@ class NCB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         x = x + self.attention_path_dropout(self.mhca(x))
-        return x + self.mlp_path_dropout(self.mlp(self.norm(x)))
+        out: Tensor = x + self.mlp_path_dropout(self.mlp(self.norm(x)))
+        return out
 
 
 class NTB(nn.Module):
@@ -194,4 +196,5 @@ class NTB(nn.Module):
         local = self.projection(x)
         local = local + self.mhca_path_dropout(self.mhca(local))
         x = torch.cat([x, local], dim=1)
-        return x + self.mlp_path_dropout(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.mlp_path_dropout(self.mlp(self.norm2(x)))
+        return out

@@ -38,6 +38,7 @@ class Session:
     inputs: dict[str, np.ndarray]
 
     def __call__(self) -> object:
+        """Run once."""
         return self.session.run(None, self.inputs)
 
 
@@ -82,8 +83,9 @@ def _compare(model: torch.nn.Module, folder: Path, batch: int, size: int, rounds
 def _merge_norms(model: torch.nn.Module) -> None:
     """What timm's users call before an export."""
     for module in model.modules():
-        if hasattr(module, "reparameterize"):
-            module.reparameterize()
+        merge = getattr(module, "reparameterize", None)
+        if callable(merge):
+            merge()
 
 
 def _usual_route(model: torch.nn.Module, path: Path, batch: int, size: int) -> Session:
@@ -92,6 +94,8 @@ def _usual_route(model: torch.nn.Module, path: Path, batch: int, size: int) -> S
         program = torch.onnx.export(
             model, (torch.randn(batch, 3, size, size),), dynamo=True, verbose=False, input_names=["image"]
         )
+    if program is None:
+        raise SystemExit("torch.onnx.export returned nothing")
     simplified, _ = onnxsim.simplify(program.model_proto)
     onnx.save(simplified, str(path))
     return _session(path, batch, size)

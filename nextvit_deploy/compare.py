@@ -59,7 +59,8 @@ class Comparison:
 def compare(actual: Arrays, expected: Arrays, tolerance: Tolerance) -> tuple[Comparison, ...]:
     """Compare outputs by name, (N, ...) each.
 
-    Raises VerificationFailed when names or shapes differ, or there is nothing to compare.
+    Raises VerificationFailed when names or shapes differ, or there is nothing to compare: no output, no image, or a
+    reference of zeros, which a dead network matches.
     """
     if set(actual) != set(expected) or not expected:
         msg = f"outputs differ: {sorted(actual)} against {sorted(expected)}; nothing can be compared"
@@ -71,23 +72,23 @@ def _compare(name: str, actual: Arrays, expected: Arrays, tolerance: Tolerance) 
     if actual[name].shape != expected[name].shape:
         msg = f"output '{name}' has shape {actual[name].shape}, PyTorch's has {expected[name].shape}"
         raise VerificationFailed(msg)
+    if not expected[name].any():  # so too when it holds no images
+        msg = f"PyTorch's output '{name}' is nothing but zeros; matching it shows nothing"
+        raise VerificationFailed(msg)
     got = np.asarray(actual[name], np.float64).reshape(len(actual[name]), -1)
     want = np.asarray(expected[name], np.float64).reshape(got.shape)
     finite = bool(np.isfinite(got).all() and np.isfinite(want).all())
     if not finite:
-        inf = float("inf")
-        return Comparison(name, len(got), False, inf, inf, inf, -1.0, -inf, None, None, None, None, tolerance)
+        return _incomparable(name, len(got), tolerance)
     error = np.abs(got - want)
-    noise, signal = _rms(error), _rms(want)
-    relative = noise / signal if signal else (0.0 if noise == 0.0 else float("inf"))
-    peak = float(np.abs(want).max())
+    relative = _rms(error) / _rms(want)
     decisions = _decisions(got, want, error) if actual[name].ndim == 2 and got.shape[1] > 1 else {}
     return Comparison(
         output=name,
         count=len(got),
         finite=True,
         max_abs=float(error.max()),
-        relative_max=float(error.max()) / peak if peak else float("inf"),
+        relative_max=float(error.max() / np.abs(want).max()),
         relative_rms=relative,
         cosine=_worst_cosine(got, want),
         sqnr_db=float("inf") if relative == 0.0 else float(-20.0 * np.log10(relative)),
@@ -95,6 +96,26 @@ def _compare(name: str, actual: Arrays, expected: Arrays, tolerance: Tolerance) 
         top5=decisions.get("top5"),
         margin=decisions.get("margin"),
         can_flip=int(decisions["can_flip"]) if decisions else None,
+        tolerance=tolerance,
+    )
+
+
+def _incomparable(name: str, count: int, tolerance: Tolerance) -> Comparison:
+    """NaN or Inf on either side: as far apart as can be."""
+    inf = float("inf")
+    return Comparison(
+        output=name,
+        count=count,
+        finite=False,
+        max_abs=inf,
+        relative_max=inf,
+        relative_rms=inf,
+        cosine=-1.0,
+        sqnr_db=-inf,
+        top1=None,
+        top5=None,
+        margin=None,
+        can_flip=None,
         tolerance=tolerance,
     )
 
@@ -121,7 +142,8 @@ def _rms(values: Float) -> float:
 
 
 def _worst_cosine(got: Float, want: Float) -> float:
+    """Over images; where one side is all zeros 0, where both are 1."""
     lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
     products = (got * want).sum(axis=1)
-    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    cosines = np.divide(products, lengths, out=(got == want).all(axis=1).astype(np.float64), where=lengths > 0)
     return float(cosines.min())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,10 +84,15 @@ def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassR
         "schema": SCHEMA,
         "spec": spec.as_dict(),
         "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
-        "passes": {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER},
+        "passes": rewrites(passes),
         "versions": dict(versions()),
         "nextvit-deploy": versions()["nextvit-deploy"],
     }
+
+
+def rewrites(passes: Iterable[PassRecord]) -> dict[str, int]:
+    """How often each certified pass rewrote something, as artefacts record it."""
+    return {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER}
 
 
 def versions() -> dict[str, str]:

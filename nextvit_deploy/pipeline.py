@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
+from nextvit_deploy.origin import check_same_model, differences, recorded_spec, strangers_spec
+from nextvit_deploy.outputs import check_writable, published
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.errors import CheckpointMismatch, UnsupportedSpec
-from nextvit_exporters.files import atomic_path, sha256_of
-from nextvit_exporters.opsets import opset_for
+from nextvit_exporters.executors.base import Array
+from nextvit_exporters.files import sha256_of
+from nextvit_exporters.opsets import CONSUMERS, opset_for
 from nextvit_exporters.passes.base import PassRecord, run_passes
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
@@ -58,29 +63,33 @@ def export(request: Request, on_step: OnStep) -> Manifest:
     anything the user can mend.
     """
     clock, target = _Clock(on_step), targets.load(request.target)
+    check_names(request)
     with clock.step("load the checkpoint"):
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         spec = spec_for(request, checkpoint)
         target.check_spec(spec)
+        path = request.output / (spec.stem + target.SUFFIX)
+        check_writable(path)
+        check_writable(manifest_path(path))
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
     with clock.step("PyTorch reference"):
-        original = v.original_outputs(checkpoint.model, cases)
+        original = original_outputs(checkpoint, cases)
     with clock.step("certify passes"):
         graph, passes = rewrite(spec, checkpoint, on_step)
         del checkpoint
     with clock.step("PyTorch with rounded constants"):
         rounded = v.rounded_outputs(spec, graph, cases)
-    path = request.output / (spec.stem + target.SUFFIX)
-    with atomic_path(path) as sibling, atomic_path(manifest_path(path)) as manifest_sibling:
+    with published(path, manifest_path(path)) as (sibling, manifest_sibling):
         with clock.step(f"build {request.target}"):
             module = target.lower(spec, graph)
             del graph
             built = target.build(spec, module, sibling, provenance(spec, info, passes), on_step)
             del module
         with clock.step("verify the saved file"):
-            checks = v.verify(spec, built.path, cases, {SAME_NETWORK: rounded, PRECISION_COST: original})
+            references = {SAME_NETWORK: rounded, PRECISION_COST: original}
+            checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
             saved = target.read(built.path)
         manifest = Manifest(
             spec=spec,
@@ -102,36 +111,34 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     """Execute a saved artefact again and compare it with its checkpoint; nothing is written.
 
     A file of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
-    any other file only the precision's cost is measured, and the other question stays ``not verified``.
+    any other file only the precision's cost is measured, and the other question stays ``not verified``. A wrong file
+    is a verdict; one that can't belong to the checkpoint, or isn't a classifier's, raises a DeployError.
     """
     clock, target = _Clock(on_step), targets.of_file(path)
     with clock.step("load the checkpoint"):
         saved = target.read(path)
         recorded = saved.provenance
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
-        spec = _recorded_spec(recorded) if recorded else spec_for(request, checkpoint)
-        if spec.model != checkpoint.model.config.name or spec.num_classes != checkpoint.num_classes:
-            msg = (
-                f"{path.name} was made from a {spec.model} with {spec.num_classes} classes, {checkpoint.name} is a "
-                f"{checkpoint.model.config.name} with {checkpoint.num_classes}; give its own --checkpoint"
-            )
-            raise CheckpointMismatch(msg)
+        names = v.Names(target.INPUT, target.OUTPUT)
+        if recorded:
+            spec = recorded_spec(recorded)
+            check_same_model(path, spec, checkpoint)
+        else:
+            spec, names = strangers_spec(path, spec_for(request, checkpoint))
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
-        info, notes = (
-            describe(checkpoint),
-            (*notes_for(request, spec, checkpoint), *_other_weights(recorded, checkpoint)),
-        )
+        info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
     with clock.step("PyTorch reference"):
-        references = {PRECISION_COST: v.original_outputs(checkpoint.model, cases)}
+        references = {PRECISION_COST: original_outputs(checkpoint, cases)}
     passes: tuple[PassRecord, ...] = ()
     if recorded:
         with clock.step("certify passes"):
             graph, passes = rewrite(spec, checkpoint, on_step)
             references[SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
             del graph
+        notes = (*notes, *differences(path, recorded, spec, checkpoint, passes), *_rolled_back(passes))
     with clock.step("verify the saved file"):
-        checks = v.verify(spec, path, cases, references)
+        checks = v.verify(spec, path, cases, references, names)
     return Manifest(
         spec=spec,
         checkpoint=info,
@@ -148,11 +155,21 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
 
 def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRecord, ...], tuple[str, ...]]:
     """The certified table for a checkpoint, and the notes that go with it; nothing is written."""
+    check_names(request)
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
     spec = spec_for(request, checkpoint)
     targets.load(spec.target).check_spec(spec)
     passes = rewrite(spec, checkpoint, on_step)[1]
     return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
+
+
+def check_names(request: Request) -> None:
+    """Raise UnsupportedSpec for an unknown pass or consumer, with the nearest name, before anything is loaded."""
+    passes = sorted(each.name for each in targets.load(request.target).PASSES)
+    for name in request.skip:
+        _check_known("pass", name, passes)
+    if request.consumer is not None:
+        _check_known("consumer", request.consumer, tuple(CONSUMERS))
 
 
 def open_checkpoint(source: str | None, *, ema: bool) -> Checkpoint:
@@ -165,6 +182,17 @@ def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoi
     if folder is None and not DEMO_IMAGES.is_dir():
         return noise_images(count, size, checkpoint.preprocessing, _SEED)
     return load_images(folder or DEMO_IMAGES, count, size, checkpoint.preprocessing)
+
+
+def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+    """The checkpoint's own float32 answers; raises CheckpointMismatch when they hold NaN or infinity."""
+    outputs = v.original_outputs(checkpoint.model, cases)
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise CheckpointMismatch(
+            f"{checkpoint.name}: PyTorch itself answers NaN or infinity on these images, so no export of it can be "
+            "verified; check the weights, and the preprocessing that goes with them"
+        )
+    return outputs
 
 
 def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
@@ -250,18 +278,11 @@ def _probe(spec: ExportSpec, batch: int, height: int, width: int) -> torch.Tenso
     return (torch.tensor(images.pixels).double() / 255.0 - mean) / std
 
 
-def _recorded_spec(recorded: Mapping[str, object]) -> ExportSpec:
-    fields = recorded.get("spec")
-    if not isinstance(fields, Mapping):
-        raise UnsupportedSpec("the manifest inside the file holds no spec; export it again")
-    return ExportSpec.from_dict(fields)
-
-
-def _other_weights(recorded: Mapping[str, object] | None, checkpoint: Checkpoint) -> tuple[str, ...]:
-    source = recorded.get("checkpoint") if recorded else None
-    if not isinstance(source, Mapping) or source.get("fingerprint") == checkpoint.fingerprint:
-        return ()
-    return (f"the file was made from other weights than {checkpoint.name}; give its own checkpoint with --checkpoint",)
+def _check_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnsupportedSpec(f"no {what} is called '{name}'; {hint}choose one of {', '.join(known)}")
 
 
 def _rolled_back(passes: tuple[PassRecord, ...]) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, noise_images
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.errors import DeployError
+from nextvit_exporters.errors import DeployError, VerificationFailed
 from nextvit_exporters.executors.base import Array, Executor
 from nextvit_exporters.spec import ExportSpec, InputKind, Tolerance
-from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK, Target
+from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 
 _OUTPUT: Final = "logits"
 _AT_A_TIME: Final = 4
@@ -44,6 +44,14 @@ class Verdict(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the artefact calls its input and its output."""
+
+    input: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ def verify(
     path: Path,
     cases: Sequence[tuple[str, ImageSet]],
     references: Mapping[str, Sequence[Array]],
+    names: Names,
 ) -> tuple[Check, ...]:
     """Execute the file at ``path`` on every case and compare with the references of each question.
 
@@ -121,7 +130,7 @@ def verify(
             checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
             continue
         if executor.mode not in answers:
-            answers[executor.mode] = _execute(target, spec, executor, cases)
+            answers[executor.mode] = _execute(spec, executor, cases, names)
         checks += _judge(answers[executor.mode], cases, references[question], tolerance, blank)
     return tuple(checks)
 
@@ -134,10 +143,10 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
 
 
-def _execute(target: Target, spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]]) -> Answer:
+def _execute(spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]], names: Names) -> Answer:
     try:
         with executor as running:
-            return [_run_batched(target, spec, running, artefact_inputs(spec, images)) for _, images in cases]
+            return [_run_batched(spec, running, artefact_inputs(spec, images), names) for _, images in cases]
     except DeployError as error:
         return error
 
@@ -167,17 +176,33 @@ def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Che
     return replace(blank, verdict=verdict, why="; ".join(wrong), comparisons=comparisons)
 
 
-def _run_batched(target: Target, spec: ExportSpec, executor: Executor, inputs: Array) -> Array:
-    """Feed a static batch in full: the last one is filled up by repeating images, and cut again."""
+def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Names) -> Array:
+    """Feed a static batch in full: the last one is filled up by repeating images, and cut again.
+
+    Raises VerificationFailed when the artefact doesn't take the input, or returns something else than one row for
+    each image.
+    """
     batch = len(inputs) if spec.dynamic_batch else spec.batch
     parts: list[Array] = []
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]
         missing = batch - len(chunk)
         filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
-        output = executor.run({target.INPUT: np.ascontiguousarray(filled)})[target.OUTPUT]
-        parts.append(output[: len(chunk)])
+        parts.append(_rows(executor, names, np.ascontiguousarray(filled))[: len(chunk)])
     return np.concatenate(parts)
+
+
+def _rows(executor: Executor, names: Names, inputs: Array) -> Array:
+    try:
+        outputs = executor.run({names.input: inputs})
+    except ValueError as error:  # what ONNX Runtime raises on the wrong input name
+        raise VerificationFailed(f"the file takes no input '{names.input}': {error}") from error
+    if names.output not in outputs:
+        raise VerificationFailed(f"the file returns {', '.join(outputs)}, not '{names.output}'")
+    output = outputs[names.output]
+    if output.shape[:1] != (len(inputs),):
+        raise VerificationFailed(f"the file returns shape {output.shape} for {len(inputs)} images")
+    return output
 
 
 def _noise(images: ImageSet, count: int, height: int, width: int) -> ImageSet:

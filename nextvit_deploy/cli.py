@@ -7,18 +7,17 @@ Exit status: 0 verified, 1 an error that the one line on stderr explains, 2 wron
 
 from __future__ import annotations
 
-import json
+import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 
 from nextvit_deploy import __version__
+from nextvit_deploy import terminal as t
 from nextvit_models.errors import DeployError
 
 if TYPE_CHECKING:
@@ -27,14 +26,27 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="nextvit-export",
     help="Turn a trained Next-ViT into files that ship, and prove each file against PyTorch.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help comes in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-FAILED: Final = 3
-NOT_VERIFIED: Final = 4
-INTERRUPTED: Final = 130
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``nextvit-export``: runs one command and exits with its status."""
+    # typer brings its own copy of click since 0.2x; this is click's UsageError in either
+    usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+    try:
+        status = app(arguments, prog_name=app.info.name, standalone_mode=False)
+    except usage_error as error:
+        command = error.ctx.command_path if error.ctx else app.info.name
+        message = error.format_message()
+        t.say(f"{message}{'' if message.endswith(('.', '?')) else '.'} See: {command} --help")
+        sys.exit(t.USAGE)
+    except typer.Abort:  # interrupted outside of a command's own guard
+        t.say("interrupted")
+        sys.exit(t.INTERRUPTED)
+    sys.exit(status)
 
 
 class InputChoice(str, Enum):
@@ -45,16 +57,6 @@ class InputChoice(str, Enum):
     UINT8 = "uint8"
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    """``224`` or ``224x320`` (height x width), in pixels."""
-    height, _, width = text.lower().partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError as error:
-        msg = f"'{text}' is not a size; write 224 or HEIGHTxWIDTH such as 224x320"
-        raise typer.BadParameter(msg) from error
-
-
 Ckpt = Annotated[
     str | None,
     typer.Argument(
@@ -63,10 +65,8 @@ Ckpt = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the file and its manifest.")]
 Size = Annotated[
-    tuple[int, int] | None,
-    typer.Option(
-        "--size", metavar="N|HxW", parser=_parse_size, help="Input size in pixels; the checkpoint's when left out."
-    ),
+    str | None,
+    typer.Option("--size", metavar="N|HxW", help="Input size in pixels; the checkpoint's when left out."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Images = Annotated[
@@ -99,7 +99,7 @@ def onnx(  # noqa: PLR0913 - one parameter per option
         str | None,
         typer.Option("--for", metavar="NAME", help="Who reads the file, such as tensorrt-10; sets the opset."),
     ] = None,
-    opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset, in place of --for's or 18.")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", min=1, help="ONNX opset, in place of --for's or 18.")] = None,
     simplify: Annotated[bool, typer.Option(help="Run onnx-simplifier.")] = True,
     skip: Skip = None,
     ema: Ema = False,
@@ -110,8 +110,8 @@ def onnx(  # noqa: PLR0913 - one parameter per option
     verbose: Verbose = False,
 ) -> None:
     """Export to ONNX and verify the saved file against PyTorch."""
-    with _guard(), _progress(quiet=quiet or as_json) as on_step:
-        from nextvit_deploy.pipeline import Request, export_onnx
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy.pipeline import Request, export
         from nextvit_exporters.spec import InputKind, Precision
 
         request = Request(
@@ -119,7 +119,7 @@ def onnx(  # noqa: PLR0913 - one parameter per option
             checkpoint=checkpoint,
             ema=ema,
             precision=Precision.FP16 if fp16 else Precision.FP32,
-            size=size,
+            size=_parse_size(size),
             batch=batch,
             images=images,
             count=count,
@@ -131,12 +131,12 @@ def onnx(  # noqa: PLR0913 - one parameter per option
             simplify=simplify,
             skip=tuple(skip or ()),
         )
-        manifest = export_onnx(request, on_step)
+        manifest = export(request, on_step)
     _report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
 @app.command()
-def verify(  # noqa: PLR0913 - one parameter per option
+def verify(
     artefact: Annotated[Path, typer.Argument(help="An .onnx file.")],
     *,
     checkpoint: Annotated[
@@ -150,11 +150,11 @@ def verify(  # noqa: PLR0913 - one parameter per option
     verbose: Verbose = False,
 ) -> None:
     """Execute a saved file and compare it with its checkpoint."""
-    with _guard(), _progress(quiet=quiet or as_json) as on_step:
-        from nextvit_deploy.pipeline import Request, verify_onnx
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy.pipeline import Request, verify_saved
 
         request = Request(output=artefact.parent, checkpoint=checkpoint, ema=ema, images=images, count=count)
-        manifest = verify_onnx(artefact, request, on_step)
+        manifest = verify_saved(artefact, request, on_step)
     _report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
@@ -165,18 +165,20 @@ def inspect(
     ] = None,
     *,
     size: Size = None,
+    ema: Ema = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say what a checkpoint or an artefact is."""
-    with _guard():
+    with t.guard():
         from nextvit_deploy.inspection import inspect as look
         from nextvit_deploy.render import show_inspection
 
-        found = look(source, size)
+        found = look(source, _parse_size(size), ema=ema)
         if as_json:
-            _print_json({"name": found.name, **found.facts})
-        else:
-            show_inspection(_stdout(), found)
+            t.print_json({"name": found.name, **found.facts})
+        elif not quiet:
+            show_inspection(t.stdout(), found)
 
 
 @app.command()
@@ -187,24 +189,26 @@ def passes(
     skip: Skip = None,
     ema: Ema = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the graph rewrites and print the certified table; nothing is written."""
-    with _guard(), _progress(quiet=as_json) as on_step:
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from dataclasses import asdict
 
+        from nextvit_deploy.manifest import plain
         from nextvit_deploy.pipeline import Request, certify
         from nextvit_deploy.render import show_notes, show_passes
 
-        request = Request(output=Path(), checkpoint=checkpoint, ema=ema, size=size, skip=tuple(skip or ()))
+        request = Request(output=Path(), checkpoint=checkpoint, ema=ema, size=_parse_size(size), skip=tuple(skip or ()))
         _, records, notes = certify(request, on_step)
     if as_json:
-        _print_json({"passes": [asdict(each) for each in records], "notes": list(notes)})
-    else:
-        show_notes(_stdout(), notes)
-        show_passes(_stdout(), records, verbose=verbose)
-    if not all(each.certified for each in records):
-        raise typer.Exit(FAILED)
+        t.print_json(plain({"passes": [asdict(each) for each in records], "notes": notes}))
+    elif not quiet:
+        show_notes(t.stdout(), notes)
+        show_passes(t.stdout(), records, verbose=verbose)
+    if wrong := [each.name for each in records if not each.certified]:
+        t.fail(f"rolled back, for it moved the outputs: {', '.join(wrong)}; report it, or --skip-pass it", t.FAILED)
 
 
 @app.command()
@@ -213,29 +217,33 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
     *,
     ema: Ema = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint in its safe form: tensors and metadata, no pickle."""
-    with _guard(), _progress(quiet=quiet) as on_step:
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy.outputs import check_writable
         from nextvit_models.checkpoint import load_checkpoint, save_safetensors
 
         if output.suffix != ".safetensors":
             msg = f"{output} does not end in .safetensors; name the output so"
             raise DeployError(msg)
+        check_writable(output)
         on_step("load the checkpoint")
         loaded = load_checkpoint(checkpoint, ema=ema)
         on_step("write")
         save_safetensors(loaded, output)
-    if not quiet:
-        for line in loaded.found:
-            _stdout().print(line, soft_wrap=True, markup=False)
-        _stdout().print(f"wrote {output}, weights {loaded.fingerprint[:12]}", soft_wrap=True, markup=False)
+    if as_json:
+        t.print_json({"file": str(output), "weights": loaded.fingerprint, "found": list(loaded.found)})
+    elif not quiet:
+        for line in (*loaded.found, f"wrote {output}, weights {loaded.fingerprint[:12]}"):
+            typer.echo(line)
 
 
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Say what works on this machine, and how to install what is missing."""
-    with _guard():
+    with t.guard():
         from dataclasses import asdict
 
         from nextvit_deploy import doctor as d
@@ -243,26 +251,35 @@ def doctor(*, as_json: AsJson = False) -> None:
         installed = d.installed_versions()
         facts, lanes = (*d.machine(), *d.packages(installed)), d.lanes(installed)
         if as_json:
-            _print_json({"facts": {f.name: f.value for f in facts}, "lanes": [asdict(lane) for lane in lanes]})
+            t.print_json({"facts": {f.name: f.value for f in facts}, "lanes": [asdict(lane) for lane in lanes]})
         else:
             from nextvit_deploy.render_doctor import show_doctor
 
-            show_doctor(_stdout(), facts, lanes)
-
-
-def main() -> None:
-    """Entry point of ``nextvit-export``."""
-    app()
+            show_doctor(t.stdout(), facts, lanes)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """``224`` or ``224x320`` (height x width), in pixels."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        msg = f"'{text}' is not a size; write 224 or HEIGHTxWIDTH such as 224x320"
+        raise typer.BadParameter(msg, param_hint="'--size'")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -270,53 +287,11 @@ def _report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) ->
     from nextvit_deploy.verify import Verdict
 
     if as_json:
-        _print_json(manifest.as_dict())
+        t.print_json(manifest.as_dict())
     elif not quiet:
-        show_manifest(_stdout(), manifest, verbose=verbose)
+        show_manifest(t.stdout(), manifest, verbose=verbose)
     if manifest.verdict is Verdict.VERIFIED:
         return
-    reasons = "; ".join(dict.fromkeys(c.why for c in manifest.checks if c.why))
-    _fail(
-        f"{manifest.artifact.path.name} is {manifest.verdict}: {reasons}",
-        {
-            Verdict.FAILED: FAILED,
-            Verdict.NOT_VERIFIED: NOT_VERIFIED,
-        }[manifest.verdict],
-    )
-
-
-@contextmanager
-def _guard() -> Iterator[None]:
-    """Turn what a user can act on into one line and a status; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except DeployError as error:
-        _fail(" ".join(str(error).split()), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", INTERRUPTED)
-
-
-def _fail(line: str, status: int) -> None:
-    Console(stderr=True).print(f"nextvit-export: {line}", soft_wrap=True, markup=False, highlight=False)
-    raise typer.Exit(status)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Show the running step on a terminal's stderr; elsewhere stay silent."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("starting") as status:
-        yield lambda step: status.update(f"{step} ...")
-
-
-def _stdout() -> Console:
-    """Tables on stdout; 120 columns where the terminal doesn't say."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    reasons = "; ".join(dict.fromkeys(f"{c.question}: {c.why}" for c in manifest.checks if c.why))
+    status = t.FAILED if manifest.verdict is Verdict.FAILED else t.NOT_VERIFIED
+    t.fail(f"{manifest.artifact.path.name} is {manifest.verdict}: {reasons}", status)

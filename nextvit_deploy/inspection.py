@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextvit_exporters import to_onnx
+from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.files import sha256_of
+from nextvit_exporters.spec import MIN_SIDE
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.complexity import count_macs, count_parameters, count_published_flops
 from nextvit_models.demo import DEMO_CHECKPOINT
@@ -22,20 +24,25 @@ class Inspection:
     facts: Mapping[str, str]
 
 
-def inspect(source: str | None, size: tuple[int, int] | None) -> Inspection:
+def inspect(source: str | None, size: tuple[int, int] | None, *, ema: bool) -> Inspection:
     """Look at an ONNX file or a checkpoint (the demo's when none is given).
 
-    ``size`` is what the work is counted at, (height, width) in pixels. Raises a DeployError when it is neither.
+    ``size`` is what the work is counted at, (height, width) in pixels; ``ema`` takes averaged weights. Raises a
+    DeployError when it is neither.
     """
     if source is not None and source.endswith(to_onnx.SUFFIX):
+        if size or ema:
+            raise UnsupportedSpec(f"--size and --ema are for checkpoints; leave them out for {source}")
         return _artefact(Path(source))
-    checkpoint = load_checkpoint(DEMO_CHECKPOINT if source is None else source)
+    checkpoint = load_checkpoint(DEMO_CHECKPOINT if source is None else source, ema=ema)
     return _checkpoint(checkpoint, size, demo=source is None)
 
 
 def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: bool) -> Inspection:
     model, wanted = checkpoint.model, checkpoint.preprocessing
     height, width = size or (wanted.image_size, wanted.image_size)
+    if min(height, width) < MIN_SIDE:
+        raise UnsupportedSpec(f"{height}x{width} is too small; use {MIN_SIDE} or more")
     macs, published = count_macs(model, (height, width)), count_published_flops(model, (height, width))
     facts = {
         "variant": model.config.name,

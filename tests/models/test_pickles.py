@@ -49,8 +49,8 @@ def test_an_instance_opcode() -> None:
 
 
 def test_a_name_from_the_memo() -> None:
-    """STACK_GLOBAL with its strings fetched from the memo, not pushed."""
-    data = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x30\x30h\x00h\x01\x93."
+    """STACK_GLOBAL with its strings fetched from the memo; those pushed last are others."""
+    data = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x8c\x01a\x8c\x01b0000h\x00h\x01\x93."
     assert imports_of(data) == ("os.system",)
 
 

@@ -65,8 +65,9 @@ def test_the_same_bytes_every_time(tmp_path: Path, checkpoint: Checkpoint) -> No
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
 
 
-def test_the_header_is_aligned(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    save_safetensors(checkpoint, tmp_path / "a.safetensors")
+@pytest.mark.parametrize("length", range(8))
+def test_the_header_is_aligned(tmp_path: Path, checkpoint: Checkpoint, length: int) -> None:
+    save_safetensors(replace(checkpoint, labels=("x" * length,)), tmp_path / "a.safetensors")
     data = (tmp_path / "a.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     assert length % 8 == 0

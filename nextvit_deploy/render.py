@@ -1,9 +1,11 @@
-"""Tables for people; everything here reads finished results and prints."""
+"""Tables for people, at home in 80 columns; everything here reads finished results and prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +13,7 @@ from rich.table import Table
 from nextvit_deploy.inspection import Inspection
 from nextvit_deploy.manifest import Manifest
 from nextvit_deploy.verify import Check, Verdict
-from nextvit_exporters.passes.base import PassRecord
+from nextvit_exporters.passes.base import TOGETHER, PassRecord
 
 _STYLE = {Verdict.VERIFIED: "green", Verdict.FAILED: "red", Verdict.NOT_VERIFIED: "yellow"}
 
@@ -29,7 +31,9 @@ def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> Non
     seconds = f"{sum(manifest.seconds.values()):.1f} s"
     path = escape(str(manifest.artifact.path))
     console.print(f"{path}  {size}, sha256 {manifest.artifact.sha256[:12]}, {seconds}", soft_wrap=True)
-    console.print(_verdicts(manifest))
+    console.print("[bold]How far the saved file is from PyTorch[/]")
+    for question, checks in groupby(manifest.checks, lambda check: check.question):
+        _show_question(console, question, list(checks))
 
 
 def show_notes(console: Console, notes: Iterable[str]) -> None:
@@ -40,22 +44,25 @@ def show_notes(console: Console, notes: Iterable[str]) -> None:
 
 def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool) -> None:
     """The certified table; refused matches with ``verbose``."""
-    table = Table(title="Passes, each executed before and after", title_justify="left")
-    table.add_column("pass")
-    for name in ("rewrites", "nodes", "parameters", "GMACs", "float64", "float32"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    table = _table("Passes, each executed before and after")
+    table.add_column("pass", no_wrap=True)
+    for name in ("rewrites", "nodes", "params", "GMACs", "float64", "float32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for each in passes:
         certified = "[green]certified[/]" if each.certified else "[red]rolled back[/]"
+        before, after = each.parameters
+        if each.name == TOGETHER:
+            table.add_section()
         table.add_row(
             each.name,
             str(each.rewrites),
             _change(each.nodes),
-            _change(each.parameters),
+            f"{(after - before) / 1e3:+.1f}k" if after != before else "0",
             f"{each.macs[1] / 1e9:.3f}",
             f"{each.error_float64:.0e}",
             f"{each.error_float32:.0e}",
-            certified if each.rewrites else "[dim]nothing to do[/]",
+            certified if each.rewrites else "[dim]no match[/]",
         )
     console.print(table)
     if verbose:
@@ -80,27 +87,28 @@ def show_inspection(console: Console, found: Inspection) -> None:
     console.print(table)
 
 
-def _verdicts(manifest: Manifest) -> Table:
-    table = Table(title="How far the saved file is from PyTorch", title_justify="left")
-    for name in ("question", "executor", "against", "inputs"):
-        table.add_column(name, overflow="fold")
-    for name in ("max|d|", "rel. rms", "allowed", "SQNR", "top-1", "can flip"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-    for check in manifest.checks:
+def _show_question(console: Console, question: str, checks: list[Check]) -> None:
+    """What was asked of whom, and one row for each set of inputs."""
+    first = checks[0]
+    title = f"{question}: {first.executor} ({first.mode}) against {first.against}"
+    table = _table(escape(title))
+    table.add_column("inputs", overflow="fold")
+    for name in ("max|d|", "rel. rms", "allowed", "SQNR", "top-1", "can flip", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for check in checks:
         table.add_row(*_row(check))
-    return table
+    console.print(table)
+    for why in dict.fromkeys(check.why for check in checks if check.why):
+        console.print(f"  {escape(why)}", soft_wrap=True)
 
 
 def _row(check: Check) -> tuple[str, ...]:
-    style = _STYLE[check.verdict]
-    verdict = f"[{style}]{check.verdict}[/]"
-    front = (check.question, f"{check.executor}, {check.mode}", check.against, check.inputs)
+    verdict = f"[{_STYLE[check.verdict]}]{check.verdict}[/]"
     if not check.comparisons:
-        return (*front, "", "", "", "", "", "", f"{verdict}: {escape(check.why)}")
+        return (escape(check.inputs), *[""] * 6, verdict)
     worst = max(check.comparisons, key=lambda c: c.relative_rms)
     return (
-        *front,
+        escape(check.inputs),
         f"{worst.max_abs:.1e}",
         f"{worst.relative_rms:.1e}",
         f"{worst.tolerance.relative_rms:.0e}",
@@ -108,6 +116,18 @@ def _row(check: Check) -> tuple[str, ...]:
         "" if worst.top1 is None else f"{worst.top1:.0%}",
         "" if worst.can_flip is None else f"{worst.can_flip} of {worst.count}",
         verdict,
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="italic",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0),
     )
 
 

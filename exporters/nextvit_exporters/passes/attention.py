@@ -159,7 +159,7 @@ def scale_factor(node: fx.Node) -> float | None:
 
 
 def _skip_scales(node: fx.Node, scales: list[fx.Node]) -> fx.Node:
-    while scale_factor(node) is not None and len(node.users) == 1:
+    while scale_factor(node) is not None and _only_user(node) is not None:
         scales.append(node)
         node = node.all_input_nodes[0]
     return node

@@ -214,6 +214,7 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
         dynamic_batch=request.dynamic_batch,
         dynamic_size=request.dynamic_size,
         simplify=request.simplify,
+        consumer=request.consumer,
         skip=request.skip,
     )
 

@@ -40,7 +40,8 @@ class ExportSpec:
     """Everything that changes the artefact; two equal specs on one checkpoint give the same bytes.
 
     Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
-    ``width`` and ``batch`` are then what it is verified at first. ``skip`` names passes that are left out.
+    ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for anybody;
+    ``skip`` names passes that are left out.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ExportSpec:
     dynamic_batch: bool = False
     dynamic_size: bool = False
     simplify: bool = True
+    consumer: str | None = None
     skip: tuple[str, ...] = ()
     task: str = "classify"
 
@@ -82,6 +84,8 @@ class ExportSpec:
         ]
         if self.input is not InputKind.NORMALIZED:
             parts.append(str(self.input))
+        if self.consumer is not None:
+            parts.append(self.consumer)
         return "_".join(parts)
 
     @property

@@ -21,6 +21,7 @@ import onnxruntime as ort
 import onnxsim
 import timm
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.pairs import interleave, seconds
 from nextvit_deploy.pipeline import Request, export
@@ -35,7 +36,7 @@ class Session:
     """An ONNX file ready to be timed on one input."""
 
     session: ort.InferenceSession
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, NDArray[np.float32]]
 
     def __call__(self) -> object:
         """Run once."""

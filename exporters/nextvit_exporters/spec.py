@@ -40,8 +40,8 @@ class ExportSpec:
     """Everything that changes the artefact; two equal specs on one checkpoint give the same bytes.
 
     Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
-    ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for anybody;
-    ``skip`` names passes that are left out.
+    ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for
+    anybody; ``skip`` names passes that are left out.
     """
 
     model: str

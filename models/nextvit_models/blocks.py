@@ -57,9 +57,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         changes = stride == 2 or in_channels != out_channels
-        self.avgpool = (
-            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
-        )
+        self.avgpool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
         self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False) if changes else nn.Identity()
         self.norm = nn.BatchNorm2d(out_channels) if changes else nn.Identity()
 
@@ -73,9 +71,7 @@ class MHCA(nn.Module):
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
-        self.group_conv3x3 = nn.Conv2d(
-            channels, channels, 3, padding=1, groups=channels // head_dim, bias=False
-        )
+        self.group_conv3x3 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels // head_dim, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU()
         self.projection = nn.Conv2d(channels, channels, 1, bias=False)

@@ -65,9 +65,7 @@ class NextViTConfig:
         """
         dropped: dict[int, int] = {}
         side = [_half(_half(height)), _half(_half(width))]
-        for number, (stage, stride, ratio) in enumerate(
-            zip(self.stages, self.strides, self.sr_ratios, strict=True), 1
-        ):
+        for number, (stage, stride, ratio) in enumerate(zip(self.stages, self.strides, self.sr_ratios, strict=True), 1):
             side = [_half(s) if stride == 2 else s for s in side]
             if any(block.kind == "ntb" for block in stage) and (rest := side[0] * side[1] % ratio**2):
                 dropped[number] = rest

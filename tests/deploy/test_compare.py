@@ -169,7 +169,7 @@ def test_below_a_margin_of_one_nothing_flips_and_above_it_something_can(
 
 def classes(*order: int, count: int = 8) -> NDArray[np.float64]:
     """Logits whose classes come in this order, the rest far below."""
-    values = np.linspace(-10, -20, count)
+    values = np.linspace(-10, -20, count).astype(np.float64)
     values[list(order)] = np.arange(len(order), 0, -1)
     return values
 

@@ -1,4 +1,4 @@
-"""The promise at full size: a checkpoint in either layout becomes an ONNX file that answers as timm's own model does."""
+"""The promise at full size: from a checkpoint in either layout to an ONNX file that answers as timm's own model."""
 
 from __future__ import annotations
 

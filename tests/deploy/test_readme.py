@@ -35,7 +35,11 @@ def test_commands_on_the_demo_run_in_their_order(tmp_path: Path) -> None:
     for command in on_the_demo:
         _, *arguments = shlex.split(command)
         done = subprocess.run(
-            [sys.executable, "-m", "nextvit_deploy", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "nextvit_deploy", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

@@ -76,7 +76,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as shown:
-        running = shown.add_task("start", total=None)
+        running = shown.add_task("import PyTorch", total=None)
         yield lambda step: shown.update(running, description=step)
 
 

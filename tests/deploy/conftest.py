@@ -1,0 +1,44 @@
+"""Real exports of the demo, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nextvit_deploy import pipeline
+from tests.deploy.support import Exported, Ran, call, rewrite_once, run
+
+Runner = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo in float32, as the installed program exports it; in a process of its own."""
+    return _exported(tmp_path_factory.mktemp("demo"), run)
+
+
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo in FP16 that reads raw pixels, three images at a time."""
+    return _exported(tmp_path_factory.mktemp("half"), call, "--fp16", "--input", "uint8", "--batch", "3")
+
+
+@pytest.fixture(scope="session")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo with its batch and its size left open."""
+    return _exported(tmp_path_factory.mktemp("dynamic"), call, "--dynamic-batch", "--dynamic-size")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certify the passes of one spec and checkpoint only once."""
+    monkeypatch.setattr(pipeline, "rewrite", rewrite_once)
+
+
+def _exported(folder: Path, how: Runner, *options: str) -> Exported:
+    ran = how("onnx", "--output", folder, "--json", *options)
+    assert ran.status == 0, ran
+    (path,) = folder.glob("*.onnx")
+    return Exported(path, ran)

@@ -44,7 +44,7 @@ def randomise(model: ModuleT, seed: int) -> ModuleT:
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 _fill_norm(module, generator)
-            elif isinstance(module, nn.Conv2d | nn.Linear):
+            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
                 _fill_map(module, _gain(name), generator)
             elif own:
                 raise TypeError(f"{name}: do not know how to randomise a {type(module).__name__}")
@@ -90,7 +90,7 @@ def _gain(name: str) -> float:
     return next((gain for end, gain in _GAINS.items() if name.endswith(end)), _HE)
 
 
-def _fill_map(layer: nn.Conv2d | nn.Linear, gain: float, generator: torch.Generator) -> None:
+def _fill_map(layer: nn.Conv1d | nn.Conv2d | nn.Linear, gain: float, generator: torch.Generator) -> None:
     fan_in = layer.weight[0].numel()
     layer.weight.copy_(gain * fan_in**-0.5 * _normal(tuple(layer.weight.shape), generator))
     if layer.bias is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextvit_exporters import to_onnx
+from nextvit_deploy.origin import read
+from nextvit_exporters import targets
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.files import sha256_of
 from nextvit_exporters.spec import MIN_SIDE
@@ -18,10 +18,10 @@ from nextvit_models.demo import DEMO_CHECKPOINT
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts by name, in the order they are shown."""
+    """Facts by name, in the order they are shown: text, lists of lines, counts and records by name; JSON-ready."""
 
     name: str
-    facts: Mapping[str, str]
+    facts: Mapping[str, object]
 
 
 def inspect(source: str | None, size: tuple[int, int] | None, *, ema: bool) -> Inspection:
@@ -30,7 +30,7 @@ def inspect(source: str | None, size: tuple[int, int] | None, *, ema: bool) -> I
     ``size`` is what the work is counted at, (height, width) in pixels; ``ema`` takes averaged weights. Raises a
     DeployError when it is neither.
     """
-    if source is not None and source.endswith(to_onnx.SUFFIX):
+    if source is not None and source.endswith(tuple(targets.load(name).SUFFIX for name in targets.names())):
         if size or ema:
             raise UnsupportedSpec(f"--size and --ema are for checkpoints; leave them out for {source}")
         return _artefact(Path(source))
@@ -44,7 +44,7 @@ def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: b
     if min(height, width) < MIN_SIDE:
         raise UnsupportedSpec(f"{height}x{width} is too small; use {MIN_SIDE} or more")
     macs, published = count_macs(model, (height, width)), count_published_flops(model, (height, width))
-    facts = {
+    facts: dict[str, object] = {
         "variant": model.config.name,
         "classes": f"{checkpoint.num_classes}" + (f": {_some(checkpoint.labels)}" if checkpoint.labels else ""),
         "parameters": f"{count_parameters(model) / 1e6:.2f} M",
@@ -54,39 +54,30 @@ def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: b
             f"centre {wanted.image_size}, mean {wanted.mean}, std {wanted.std}"
         ),
         "layout": checkpoint.layout,
-        "found": "\n".join(checkpoint.found),
+        "found": list(checkpoint.found),
         "file sha256": checkpoint.sha256,
         "weights": checkpoint.fingerprint,
     }
     dropped = model.config.dropped_tokens(height, width)
     if dropped:
-        facts["unread tokens"] = ", ".join(f"{count} in stage {stage}" for stage, count in dropped.items())
+        facts["unread tokens"] = {f"stage {stage}": count for stage, count in dropped.items()}
     if demo:
         facts["note"] = "no file given: this is the bundled demo (nextvit_nano trained on digits)"
     return Inspection(checkpoint.name, facts)
 
 
 def _artefact(path: Path) -> Inspection:
-    saved = to_onnx.read(path)
-    facts = {
+    saved = read(targets.of_file(path), path)
+    facts: dict[str, object] = {
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "sha256": sha256_of(path),
-        "nodes": str(sum(saved.ops.values())),
-        "op table": ", ".join(f"{count} {op}" for op, count in saved.ops.items()),
+        "nodes": sum(saved.ops.values()),
+        "op table": dict(saved.ops),
         "computes in": saved.dtypes,
     }
     if saved.provenance is None:
-        facts["provenance"] = "none: not written by this tool"
-    else:
-        facts |= {name: _text(value) for name, value in saved.provenance.items() if name not in {"schema", "versions"}}
-        facts["versions"] = _text(saved.provenance.get("versions"))
-    return Inspection(path.name, facts)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "\n".join(f"{key}: {item if isinstance(item, str) else json.dumps(item)}" for key, item in value.items())
-    return value if isinstance(value, str) else json.dumps(value)
+        return Inspection(path.name, facts | {"provenance": "none: not written by this tool"})
+    return Inspection(path.name, facts | {key: value for key, value in saved.provenance.items() if key != "schema"})
 
 
 def _some(labels: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from nextvit_exporters.errors import CheckpointMismatch, UnsupportedSpec
 from nextvit_exporters.files import sha256_of
 from nextvit_exporters.passes.base import PassRecord
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
+from nextvit_exporters.targets import Saved, Target
 from nextvit_models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 _FLOAT, _UINT8, _HALF = 1, 2, 10  # onnx.TensorProto's numbers for them
 _KINDS: Final = {_FLOAT: InputKind.NORMALIZED, _HALF: InputKind.NORMALIZED, _UINT8: InputKind.UINT8}
+
+
+def read(target: Target, path: Path) -> Saved:
+    """What the file says of itself; raises UnsupportedSpec when its own record is damaged."""
+    try:
+        saved = target.read(path)
+    except ValueError as error:  # the record is no JSON
+        raise UnsupportedSpec(f"the manifest inside {path.name} is damaged: {error}; export it again") from error
+    record: object = saved.provenance
+    if record is not None and not isinstance(record, Mapping):
+        raise UnsupportedSpec(f"the manifest inside {path.name} is damaged; export it again")
+    return saved
 
 
 def recorded_spec(recorded: Mapping[str, object]) -> ExportSpec:

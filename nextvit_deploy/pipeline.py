@@ -16,7 +16,7 @@ import torch
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
-from nextvit_deploy.origin import check_same_model, differences, recorded_spec, strangers_spec
+from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import check_writable, published
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
@@ -116,7 +116,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     """
     clock, target = _Clock(on_step), targets.of_file(path)
     with clock.step("load the checkpoint"):
-        saved = target.read(path)
+        saved = read(target, path)
         recorded = saved.provenance
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         names = v.Names(target.INPUT, target.OUTPUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
@@ -79,11 +80,11 @@ def show_ops(console: Console, ops: Mapping[str, int], dtypes: str) -> None:
 
 def show_inspection(console: Console, found: Inspection) -> None:
     """A checkpoint or an artefact, as name and value."""
-    table = Table(show_header=False, title=escape(found.name), title_justify="left")
-    table.add_column(style="bold")
+    table = Table(show_header=False, title=escape(found.name), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in found.facts.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(_text(value)))
     console.print(table)
 
 
@@ -129,6 +130,17 @@ def _table(title: str) -> Table:
         pad_edge=False,
         padding=(0, 0),
     )
+
+
+def _text(value: object) -> str:
+    """A fact on one line, or as many as it has entries; counts by name are listed on one."""
+    if isinstance(value, Mapping):
+        if all(isinstance(item, int) for item in value.values()):
+            return ", ".join(f"{count} {name}" for name, count in value.items())
+        return "\n".join(
+            f"{name}: {item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
+        )
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _change(pair: tuple[int, int]) -> str:

@@ -119,9 +119,14 @@ def execute(graph: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def flat(result: Value) -> tuple[Tensor, ...]:
-    """A model's result as a flat tuple of tensors."""
+    """A model's result as a flat tuple of tensors; raises InvariantError when it holds anything else."""
     if isinstance(result, Tensor):
         return (result,)
+    if not isinstance(result, tuple | list):
+        msg = (
+            f"the model returns a {type(result).__name__}; only tensors, and tuples and lists of them, can be compared"
+        )
+        raise InvariantError(msg)
     return tuple(tensor for item in result for tensor in flat(item))
 
 

@@ -172,11 +172,12 @@ def inspect(
     """Say what a checkpoint or an artefact is."""
     with t.guard():
         from nextvit_deploy.inspection import inspect as look
+        from nextvit_deploy.manifest import plain
         from nextvit_deploy.render import show_inspection
 
         found = look(source, _parse_size(size), ema=ema)
         if as_json:
-            t.print_json({"name": found.name, **found.facts})
+            t.print_json(plain({"name": found.name, **found.facts}))
         elif not quiet:
             show_inspection(t.stdout(), found)
 

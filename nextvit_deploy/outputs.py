@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nextvit_exporters.errors import OutputNotWritten
+from nextvit_exporters.errors import DeployError, OutputNotWritten
 from nextvit_exporters.files import atomic_path, atomic_write
 
 
@@ -33,7 +33,8 @@ def published(artefact: Path, manifest: Path) -> Iterator[tuple[Path, Path]]:
     with _folder_for(artefact):
         try:
             with atomic_path(artefact) as sibling, atomic_path(manifest) as manifest_sibling:
-                yield sibling, manifest_sibling
+                with _named({sibling.name: artefact.name, manifest_sibling.name: manifest.name}):
+                    yield sibling, manifest_sibling
         except BaseException:
             if _bytes_of(manifest) != earlier:  # it took its name first, and the artefact could not follow
                 _restore(manifest, earlier)
@@ -54,6 +55,18 @@ def _folder_for(output: Path) -> Iterator[None]:
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def _named(names: Mapping[str, str]) -> Iterator[None]:
+    """Call outputs by their own names in errors, not by those they have while they are written."""
+    try:
+        yield
+    except DeployError as error:
+        message = str(error)
+        for temporary, name in names.items():
+            message = message.replace(temporary, name)
+        raise type(error)(message) from error
 
 
 def _refused(folder: Path, error: OSError) -> OutputNotWritten:

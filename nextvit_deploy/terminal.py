@@ -77,7 +77,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as shown:
         running = shown.add_task("import PyTorch", total=None)
-        yield lambda step: shown.update(running, description=step)
+        yield lambda step: shown.update(running, description=step, refresh=True)
 
 
 def stdout() -> Console:

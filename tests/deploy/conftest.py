@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nextvit_deploy import pipeline
-from tests.deploy.support import Exported, Ran, call, rewrite_once, run
+from nextvit_exporters import to_onnx
+from tests.deploy.support import Exported, Ran, Replay, call, rewrite_once, run
 
 Runner = Callable[..., Ran]
 
@@ -35,6 +36,15 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certify the passes of one spec and checkpoint only once."""
     monkeypatch.setattr(pipeline, "rewrite", rewrite_once)
+
+
+@pytest.fixture
+def replay(demo: Exported, monkeypatch: pytest.MonkeyPatch, quick: None) -> Replay:
+    """Exports of the demo that copy the file built once: all the rest of them is real, and takes no time."""
+    del quick
+    played = Replay(demo.path.read_bytes())
+    monkeypatch.setattr(to_onnx, "build", played.build)
+    return played
 
 
 def _exported(folder: Path, how: Runner, *options: str) -> Exported:

@@ -23,8 +23,9 @@ from torch import fx
 
 from nextvit_deploy import cli, pipeline
 from nextvit_deploy.manifest import manifest_path
+from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import PassRecord
-from nextvit_exporters.spec import ExportSpec
+from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_models.checkpoint import Checkpoint
 
 Floats = NDArray[np.float32]
@@ -117,6 +118,21 @@ class Exported:
         """A copy with its manifest, free to be damaged."""
         shutil.copy(manifest_path(self.path), folder)
         return Path(shutil.copy(self.path, folder))
+
+
+@dataclass(slots=True)
+class Replay:
+    """Stands in for the target's build: writes ``data`` as the build writes its file."""
+
+    data: bytes
+
+    def build(
+        self, spec: ExportSpec, module: fx.GraphModule, path: Path, provenance: object, on_step: pipeline.OnStep
+    ) -> Artifact:
+        del spec, module, provenance
+        on_step("replay")
+        atomic_write(path, self.data)
+        return Artifact(path, sha256_of(path), path.stat().st_size)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -32,9 +32,12 @@ def published(artefact: Path, manifest: Path) -> Iterator[tuple[Path, Path]]:
     earlier = _bytes_of(manifest)
     with _folder_for(artefact):
         try:
-            with atomic_path(artefact) as sibling, atomic_path(manifest) as manifest_sibling:
-                with _named({sibling.name: artefact.name, manifest_sibling.name: manifest.name}):
-                    yield sibling, manifest_sibling
+            with (
+                atomic_path(artefact) as sibling,
+                atomic_path(manifest) as manifest_sibling,
+                _named({sibling.name: artefact.name, manifest_sibling.name: manifest.name}),
+            ):
+                yield sibling, manifest_sibling
         except BaseException:
             if _bytes_of(manifest) != earlier:  # it took its name first, and the artefact could not follow
                 _restore(manifest, earlier)

@@ -84,9 +84,9 @@ def export(request: Request, on_step: OnStep) -> Manifest:
     with published(path, manifest_path(path)) as (sibling, manifest_sibling):
         with clock.step(f"build {request.target}"):
             module = target.lower(spec, graph)
-            del graph
+            g.release(graph)
             built = target.build(spec, module, sibling, provenance(spec, info, passes), on_step)
-            del module
+            g.release(module)
         with clock.step("verify the saved file"):
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
             checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
@@ -135,7 +135,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         with clock.step("certify passes"):
             graph, passes = rewrite(spec, checkpoint, on_step)
             references[SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
-            del graph
+            g.release(graph)
         notes = (*notes, *differences(path, recorded, spec, checkpoint, passes), *_rolled_back(passes))
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
@@ -239,6 +239,7 @@ def rewrite(
         [_probe(spec, *size) for size in sizes],
         lambda name: on_step(f"certify {name}"),
         whole=_probe(spec, 1, spec.height, spec.width),
+        consume=True,
     )
 
 

@@ -104,7 +104,9 @@ def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) ->
 def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
     """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
     reference = targets.load(spec.target).reference(spec, graph)
-    return [predict(reference, artefact_inputs(spec, images)) for _, images in cases]
+    outputs = [predict(reference, artefact_inputs(spec, images)) for _, images in cases]
+    g.release(reference)
+    return outputs
 
 
 def verify(

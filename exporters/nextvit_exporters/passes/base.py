@@ -115,12 +115,15 @@ def run_passes(
     probes: Sequence[Tensor],
     on_pass: Callable[[str], None] | None = None,
     whole: Tensor | None = None,
+    *,
+    consume: bool = False,
 ) -> tuple[fx.GraphModule, tuple[PassRecord, ...]]:
     """Apply ``passes`` in order, each certified on ``probes``, and return the graph and the certified table.
 
     ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes. With
     ``whole``, one more input, work is counted at its size and a last record holds all kept passes together,
-    certified on it. The caller's graph is not touched. Raises InvariantError when a pass's precondition is not met
+    certified on it. The caller's graph is not touched, unless ``consume`` says that it may be emptied, so that its
+    weights go as passes replace them. Raises InvariantError when a pass's precondition is not met
     or it changed a module in place, naming the pass and those before it, and when all passes together are not
     certified; ValueError without probes.
     """
@@ -129,23 +132,33 @@ def run_passes(
         raise ValueError(msg)
     state = _State.of(g.clone(graph), tuple(probes), probes[0] if whole is None else whole)
     original, expected = state.size, () if whole is None else g.execute(graph, whole)
-    del graph  # its weights may go as passes replace them
+    if consume:
+        g.release(graph)
     records: list[PassRecord] = []
     for each in passes:
         if on_pass:
             on_pass(each.name)
-        if reason := each.requires(state.graph):
-            raise _broken(each, records, reason)
-        held = g.fingerprint(state.graph)
-        after, record = _certify(state, each)
-        if g.fingerprint(state.graph) != held:
-            raise _broken(each, records, "it changed a module in place, which other graphs share; replace the module")
+        after, record = _hold_to_contract(state, each, records)
         records.append(record)
         if record.certified and record.rewrites:
+            g.release(state.graph)
             state = after
+        elif after is not state:
+            g.release(after.graph)
     if whole is not None:
         records.append(_certify_together(original, state, expected, records))
     return state.graph, tuple(records)
+
+
+def _hold_to_contract(state: _State, each: Pass, records: Sequence[PassRecord]) -> tuple[_State, PassRecord]:
+    """Certify a pass whose precondition is met and that leaves the modules of other graphs alone."""
+    if reason := each.requires(state.graph):
+        raise _broken(each, records, reason)
+    held = g.fingerprint(state.graph)
+    certified = _certify(state, each)
+    if g.fingerprint(state.graph) != held:
+        raise _broken(each, records, "it changed a module in place, which other graphs share; replace the module")
+    return certified
 
 
 def _broken(each: Pass, records: Sequence[PassRecord], reason: str) -> InvariantError:
@@ -238,4 +251,6 @@ def _float32_error(graph: fx.GraphModule, inputs: Tensor, expected: Sequence[Ten
     """The error of the graph in float32 against outputs that were computed in float64."""
     single = g.cast(graph, torch.float32)
     inputs = inputs.float() if inputs.is_floating_point() else inputs
-    return relative_error(g.execute(single, inputs), expected)
+    error = relative_error(g.execute(single, inputs), expected)
+    g.release(single)
+    return error

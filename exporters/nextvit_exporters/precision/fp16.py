@@ -26,7 +26,9 @@ def to_half(graph: fx.GraphModule) -> fx.GraphModule:
 
 def round_constants(graph: fx.GraphModule) -> fx.GraphModule:
     """A float32 copy of a float64 graph whose every constant went through FP16: the exact reference."""
-    rounded = g.cast(g.cast(graph, torch.float16), torch.float32)
+    half = g.cast(graph, torch.float16)
+    rounded = g.cast(half, torch.float32)
+    g.release(half)
     if hasattr(rounded, MEAN):
         setattr(rounded, MEAN, getattr(graph, MEAN).float())
     return rounded

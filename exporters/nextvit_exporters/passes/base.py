@@ -140,11 +140,7 @@ def run_passes(
             on_pass(each.name)
         after, record = _hold_to_contract(state, each, records)
         records.append(record)
-        if record.certified and record.rewrites:
-            g.release(state.graph)
-            state = after
-        elif after is not state:
-            g.release(after.graph)
+        state = _keep(state, after, record)
     if whole is not None:
         records.append(_certify_together(original, state, expected, records))
     return state.graph, tuple(records)
@@ -207,6 +203,15 @@ def _certify(before: _State, each: Pass) -> tuple[_State, PassRecord]:
         error32 = _float32_error(candidate, inputs[0], before.outputs[0])
     seconds = time.perf_counter() - start
     return after, _record(each.name, result, (before.size, after.size), (error64, error32), seconds)
+
+
+def _keep(before: _State, after: _State, record: PassRecord) -> _State:
+    """The state to go on with; the other one's graph is let go."""
+    if after is before:
+        return before
+    kept, gone = (after, before) if record.certified else (before, after)
+    g.release(gone.graph)
+    return kept
 
 
 def _certify_together(

@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -34,6 +35,8 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``nextvit-export``: runs one command and exits with its status."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be printable
     # typer brings its own copy of click since 0.2x; this is click's UsageError in either
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
     try:
@@ -47,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         t.say("interrupted")
         sys.exit(t.INTERRUPTED)
     sys.exit(status)
+
+
+_LARGEST: Final = 16384
+"""Pixels a side; beyond it even counting overflows."""
 
 
 class InputChoice(str, Enum):
@@ -179,7 +186,8 @@ def inspect(
         if as_json:
             t.print_json(plain({"name": found.name, **found.facts}))
         elif not quiet:
-            show_inspection(t.stdout(), found)
+            with t.printing() as console:
+                show_inspection(console, found)
 
 
 @app.command()
@@ -206,8 +214,9 @@ def passes(
     if as_json:
         t.print_json(plain({"passes": [asdict(each) for each in records], "notes": notes}))
     elif not quiet:
-        show_notes(t.stdout(), notes)
-        show_passes(t.stdout(), records, verbose=verbose)
+        with t.printing() as console:
+            show_notes(console, notes)
+            show_passes(console, records, verbose=verbose)
     if wrong := [each.name for each in records if not each.certified]:
         t.fail(f"rolled back, for it moved the outputs: {', '.join(wrong)}; report it, or --skip-pass it", t.FAILED)
 
@@ -237,8 +246,9 @@ def convert(
     if as_json:
         t.print_json({"file": str(output), "weights": loaded.fingerprint, "found": list(loaded.found)})
     elif not quiet:
-        for line in (*loaded.found, f"wrote {output}, weights {loaded.fingerprint[:12]}"):
-            typer.echo(line)
+        with t.printing() as console:
+            for line in (*loaded.found, f"wrote {output}, weights {loaded.fingerprint[:12]}"):
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
@@ -256,7 +266,8 @@ def doctor(*, as_json: AsJson = False) -> None:
         else:
             from nextvit_deploy.render_doctor import show_doctor
 
-            show_doctor(t.stdout(), facts, lanes)
+            with t.printing() as console:
+                show_doctor(console, facts, lanes)
 
 
 @app.callback(invoke_without_command=True)
@@ -280,7 +291,11 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if found is None:
         msg = f"'{text}' is not a size; write 224 or HEIGHTxWIDTH such as 224x320"
         raise typer.BadParameter(msg, param_hint="'--size'")
-    return int(found[1]), int(found[2] or found[1])
+    height, width = int(found[1]), int(found[2] or found[1])
+    if max(height, width) > _LARGEST:
+        msg = f"'{text}' is larger than {_LARGEST} pixels a side"
+        raise typer.BadParameter(msg, param_hint="'--size'")
+    return height, width
 
 
 def _report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
@@ -290,7 +305,8 @@ def _report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) ->
     if as_json:
         t.print_json(manifest.as_dict())
     elif not quiet:
-        show_manifest(t.stdout(), manifest, verbose=verbose)
+        with t.printing() as console:
+            show_manifest(console, manifest, verbose=verbose)
     if manifest.verdict is Verdict.VERIFIED:
         return
     reasons = "; ".join(dict.fromkeys(f"{c.question}: {c.why}" for c in manifest.checks if c.why))

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ NOT_VERIFIED: Final = 4
 INTERRUPTED: Final = 130
 """128 and the number of the signal, as shells report it."""
 
+_NO_MEMORY: Final = "not enough memory; use a smaller --size, --batch or --count"
 _WIDE: Final = 140
 """Columns of a table where nobody says how many there are: in a pipe or a log."""
 
@@ -46,7 +48,11 @@ def guard() -> Iterator[None]:
     except DeployError as error:
         fail(str(error), ERROR)
     except MemoryError:
-        fail("not enough memory; use a smaller --size, --batch or --count", ERROR)
+        fail(_NO_MEMORY, ERROR)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch has no type for it
+            raise
+        fail(_NO_MEMORY, ERROR)
     except _Stopped as stop:
         fail("stopped; nothing was written", 128 + int(stop.args[0]))
     except KeyboardInterrupt:
@@ -80,17 +86,29 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda step: shown.update(running, description=step, refresh=True)
 
 
-def stdout() -> Console:
-    """Tables for people: as wide as the terminal, or wide where there is none."""
+@contextmanager
+def printing() -> Iterator[Console]:
+    """Stdout for tables: as wide as the terminal, or wide where there is none.
+
+    Where stdout can't be written the command fails in one line, and in silence where nobody reads on.
+    """
     from rich.console import Console
 
     told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if told else _WIDE, emoji=False)
+    try:
+        yield Console(width=None if told else _WIDE, emoji=False)
+        sys.stdout.flush()
+    except OSError as error:
+        with Path(os.devnull).open("wb") as nowhere:  # for what is still buffered
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            fail(f"the results can't be printed: {error.strerror}", ERROR)
 
 
 def print_json(value: object) -> None:
     """Strict JSON on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    with printing():
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The usual route is timm's own: norms merged by ``reparameterize()``, ``torch.onn
 hold the same weights and run with ONNX Runtime's default optimisations. The floor is what the file's
 multiply-accumulates would take at the best rate ONNX Runtime's own MatMul reaches on this machine, now.
 
-    python -m benchmarks.onnx_latency [--rounds 40] [--size 224]
+    python -m benchmarks.onnx_latency [--rounds 100] [--size 224]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Session:
 def main() -> None:
     """Build both files at each batch, time them interleaved, print ratios and floors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="pairs at batch 1; half as many, at least 30, at 8")
+    parser.add_argument("--rounds", type=int, default=100, help="pairs at batch 1; a third, at least 30, at 8")
     parser.add_argument("--size", type=int, default=224, help="side of the input in pixels")
     arguments = parser.parse_args()
     print(f"onnxruntime {ort.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -56,7 +56,7 @@ def main() -> None:
         torch.save(model.state_dict(), folder / "nextvit_small.pth")
         _merge_norms(model)
         for batch in BATCHES:
-            _compare(model, folder, batch, arguments.size, max(30, arguments.rounds // (1 if batch == 1 else 2)))
+            _compare(model, folder, batch, arguments.size, max(30, arguments.rounds // (1 if batch == 1 else 3)))
 
 
 def _compare(model: torch.nn.Module, folder: Path, batch: int, size: int, rounds: int) -> None:

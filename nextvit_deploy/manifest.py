@@ -16,7 +16,10 @@ from nextvit_exporters.passes.base import TOGETHER, PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
 
 SCHEMA: Final = 1
-_PACKAGES: Final = ("nextvit-deploy", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy")
+_WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
+"""What shapes an artefact's bytes; recorded inside it."""
+_JUDGES: Final = ("onnxruntime", "numpy")
+"""What took part in verifying it; another version of these leaves the bytes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,7 @@ def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassR
         "spec": spec.as_dict(),
         "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
         "passes": rewrites(passes),
-        "versions": dict(versions()),
-        "nextvit-deploy": versions()["nextvit-deploy"],
+        "versions": versions(_WRITERS),
     }
 
 
@@ -95,10 +97,10 @@ def rewrites(passes: Iterable[PassRecord]) -> dict[str, int]:
     return {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER}
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that shapes an artefact."""
+def versions(packages: tuple[str, ...] = (*_WRITERS, *_JUDGES)) -> dict[str, str]:
+    """Versions of what writes and what judges an artefact."""
     found: dict[str, str] = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
@@ -278,7 +279,7 @@ def _downgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 def _describe(model: onnx.ModelProto, spec: ExportSpec, provenance: Mapping[str, object]) -> None:
     model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))  # what the opset's readers know
     model.producer_name = "nextvit-deploy"
-    model.producer_version = str(provenance.get("nextvit-deploy", ""))
+    model.producer_version = version("nextvit-deploy")
     model.graph.name = spec.model
     del model.metadata_props[:]
     entries = {

@@ -179,9 +179,12 @@ def open_checkpoint(source: str | None, *, ema: bool) -> Checkpoint:
 
 def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoint: Checkpoint) -> ImageSet:
     """The user's images, or the demo's, or seeded noise where the demo's were not installed; never zeros."""
-    if folder is None and not DEMO_IMAGES.is_dir():
+    if folder is not None:
+        return load_images(folder, count, size, checkpoint.preprocessing)
+    if not DEMO_IMAGES.is_dir():
         return noise_images(count, size, checkpoint.preprocessing, _SEED)
-    return load_images(folder or DEMO_IMAGES, count, size, checkpoint.preprocessing)
+    images = load_images(DEMO_IMAGES, count, size, checkpoint.preprocessing)
+    return replace(images, source=f"{len(images)} of the demo's digits")
 
 
 def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:

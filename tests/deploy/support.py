@@ -23,6 +23,7 @@ from torch import fx
 
 from nextvit_deploy import cli, pipeline
 from nextvit_deploy.manifest import manifest_path
+from nextvit_exporters import graph as g
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
@@ -234,7 +235,8 @@ def rewrite_once(spec: ExportSpec, checkpoint: Checkpoint, on_step: pipeline.OnS
     key = spec, checkpoint.fingerprint
     if key not in _REWRITTEN:
         _REWRITTEN[key] = _REWRITE(spec, checkpoint, on_step)
-    return _REWRITTEN[key]
+    graph, records = _REWRITTEN[key]
+    return g.clone(graph), records  # exports give back what they were given
 
 
 _REWRITE: Final = pipeline.rewrite

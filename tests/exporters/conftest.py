@@ -2,4 +2,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.exporters.passes_harness")
+pytest.register_assert_rewrite("tests.exporters.passes_harness", "tests.exporters.mutations")

@@ -162,6 +162,31 @@ def official() -> NextViT:
     return model.eval()
 
 
+class FusedAttention(nn.Module):
+    """An E-MHSA's layers around PyTorch's fused attention, as in timm."""
+
+    def __init__(self, of: EMHSA) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        of = self.of
+        memory = of.norm(of.sr(x.transpose(1, 2))).transpose(1, 2) if of.sr_ratio > 1 else x
+        q, k, v = of._split_heads(of.q(x)), of._split_heads(of.k(memory)), of._split_heads(of.v(memory))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = of.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def fused() -> NextViT:
+    """The same network as ``nano``, its attention fused."""
+    model = nano()
+    for block in model.features:
+        if isinstance(block, NTB):
+            setattr(block, "e_mhsa", FusedAttention(block.e_mhsa))  # noqa: B010 - of another type than declared
+    return model.eval()
+
+
 def own_head() -> NextViT:
     """nextvit_nano with a head of the user's own behind global pooling."""
     model = NextViT(VARIANTS["nextvit_nano"], 10)
@@ -196,6 +221,11 @@ _MAKERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
 MODELS: Final = tuple(_MAKERS)
 
 
+def make(name: str) -> nn.Module:
+    """One of ``MODELS``, or the nano with fused attention, afresh."""
+    return fused() if name == "fused" else _MAKERS[name]()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Certified:
     """One model after all passes of the ONNX target, raw-pixel input, and packed keys and values by themselves."""
@@ -222,7 +252,7 @@ class Certified:
 @cache
 def certified(name: str) -> Certified:
     """Certify every pass on one of ``MODELS`` at 64 pixels; once per process."""
-    model = _MAKERS[name]()
+    model = make(name)
     inputs = pixels(2, 3, 64, 64, seed=1)
     traced = g.trace(model)
     graph, records = run_passes(traced, (*to_onnx.PASSES, RAW), [inputs])

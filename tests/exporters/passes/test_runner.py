@@ -138,8 +138,19 @@ def test_the_caller_s_graph_stays_as_it_is() -> None:
     assert torch.equal(g.execute(graph, feature_map())[0], answer[0])
 
 
+def test_a_graph_may_be_given_up() -> None:
+    """``consume`` lets the weights go; the answer is the same, and the model they came from is whole."""
+    graph = model()
+    expected = g.execute(graph, feature_map())
+    passes: list[Pass] = [StripTrainOnly(), Scripted(scale_by(2.0)), Scripted(scale_by(1.0))]
+    result, records = run_passes(graph, passes, [feature_map()], consume=True)
+    assert [record.certified for record in records] == [True, False, True]
+    assert relative_error(g.execute(result, feature_map()), expected) <= FLOAT64_BOUND
+    assert list(graph.parameters()) == []
+
+
 def test_an_unmet_precondition_names_the_pass_and_its_history() -> None:
-    passes = [
+    passes: list[Pass] = [
         StripTrainOnly(),
         Scripted(lambda _: PassResult(0), "idle"),
         Scripted(scale_by(1.0), "late", "fold first"),

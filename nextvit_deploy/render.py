@@ -80,7 +80,14 @@ def show_ops(console: Console, ops: Mapping[str, int], dtypes: str) -> None:
 
 def show_inspection(console: Console, found: Inspection) -> None:
     """A checkpoint or an artefact, as name and value."""
-    table = Table(show_header=False, title=escape(found.name), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        show_header=False,
+        title=escape(found.name),
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in found.facts.items():

@@ -136,7 +136,7 @@ def test_a_last_batch_is_filled_and_cut_again(half: Exported) -> None:
 def test_open_axes_are_verified_at_several_shapes(dynamic: Exported) -> None:
     status, checks, _ = judged(dynamic.path)
     assert status == 0
-    shapes = ["360 images in images, 8 used", "noise, batch 3", "noise, 97x69", "noise, 64x128"]
+    shapes = ["8 of the demo's digits", "noise, batch 3", "noise, 97x69", "noise, 64x128"]
     for group in checks.values():
         assert [check["inputs"] for check in group] == shapes
         assert {check["verdict"] for check in group} == {"verified"}
@@ -242,7 +242,7 @@ def test_a_foreign_file_is_not_verified_but_measured(foreign: Path) -> None:
     assert (same["verdict"], same["comparisons"], others) == ("not verified", [], [])
     assert same["why"] == "the file doesn't say which passes and rounding made it"
     assert [check["inputs"] for check in checks[targets.PRECISION_COST]] == [
-        "360 images in images, 8 used",
+        "8 of the demo's digits",
         "noise, batch 3",
     ]
     for check in checks[targets.PRECISION_COST]:

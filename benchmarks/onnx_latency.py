@@ -66,7 +66,7 @@ def _compare(model: torch.nn.Module, folder: Path, batch: int, size: int, rounds
     )
     manifest = export(request, lambda _: None)
     ours = _session(manifest.artifact.path, batch, size)
-    pairs = interleave(baseline, ours, rounds, warmup=3)
+    pairs = interleave(baseline, ours, rounds, warmup=3, best_of=5)
     verdict = "met" if pairs.ratio <= BOUND else "MISSED"
     print(f"\nNext-ViT-S {size}, batch {batch}, {manifest.verdict}: {pairs}; bound {BOUND}: {verdict}")
     rate = _best_rate()

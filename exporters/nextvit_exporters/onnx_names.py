@@ -18,8 +18,9 @@ _NOWHERE: Final = "_empty_nn_module_stack_from_metadata_hook"
 def name_nodes(model: onnx.ModelProto) -> None:
     """Rename every node to ``module/OpType``, numbered where a module has several.
 
-    torch's exporter records the module a node was traced in. An operation outside any module (a sum, a matrix
-    product) gets the innermost module that its named neighbours share.
+    torch's exporter records the module a node was traced in; a node that is named already keeps its module. Any
+    other (a sum, a matrix product, what onnx-simplifier made) gets the innermost module that its named neighbours
+    share.
     """
     scopes = [_scope(node) for node in model.graph.node]
     makers = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
@@ -53,7 +54,9 @@ def strip_provenance(model: onnx.ModelProto) -> None:
 
 def _scope(node: onnx.NodeProto) -> str:
     """The innermost module of ``stem: Sequential/stem.0: ConvBNReLU/.../conv2d: aten.conv2d``."""
-    recorded = next((p.value for p in node.metadata_props if p.key == _NAMESPACE), "")
+    recorded = next((p.value for p in node.metadata_props if p.key == _NAMESPACE), None)
+    if recorded is None:
+        return node.name.rpartition("/")[0]
     *modules, _ = recorded.split("/")
     scope = modules[-1].partition(":")[0].strip() if modules else ""
     return "" if scope == _NOWHERE else scope

@@ -155,6 +155,7 @@ def build(
         model = _simplify(model)
     if spec.opset < DEFAULT_OPSET:
         model = _downgrade(model, spec.opset)
+    name_nodes(model)  # the simplifier's own nodes too
     on_step("check and write")
     check_precision(model, spec.precision)
     _describe(model, spec, provenance)

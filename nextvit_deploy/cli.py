@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``nextvit-export``: runs one command and exits with its status."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be printable
-    # typer brings its own copy of click since 0.2x; this is click's UsageError in either
+    # newer typers bring their own copy of click; this is its UsageError in either
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
     try:
         status = app(arguments, prog_name=app.info.name, standalone_mode=False)
@@ -104,7 +104,12 @@ def onnx(  # noqa: PLR0913 - one parameter per option
     ] = InputChoice.NORMALIZED,
     consumer: Annotated[
         str | None,
-        typer.Option("--for", metavar="NAME", help="Who reads the file, such as tensorrt-10; sets the opset."),
+        typer.Option(
+            "--for",
+            metavar="NAME",
+            help="Who reads the file, such as tensorrt-10; sets the opset.",
+            autocompletion=_consumers,
+        ),
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", min=1, help="ONNX opset, in place of --for's or 18.")] = None,
     simplify: Annotated[bool, typer.Option(help="Run onnx-simplifier.")] = True,
@@ -281,6 +286,12 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _consumers(incomplete: str) -> list[str]:
+    from nextvit_exporters.opsets import CONSUMERS
+
+    return [name for name in CONSUMERS if name.startswith(incomplete)]
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

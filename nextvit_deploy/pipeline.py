@@ -73,7 +73,8 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         check_writable(manifest_path(path))
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
-        info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
+        info = describe(checkpoint)
+        notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
         original = original_outputs(checkpoint, cases)
     with clock.step("certify passes"):
@@ -127,7 +128,8 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
             spec, names = strangers_spec(path, spec_for(request, checkpoint))
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
-        info, notes = describe(checkpoint), notes_for(request, spec, checkpoint)
+        info = describe(checkpoint)
+        notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
         references = {PRECISION_COST: original_outputs(checkpoint, cases)}
     passes: tuple[PassRecord, ...] = ()
@@ -258,8 +260,6 @@ def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tup
     notes: list[str] = []
     if request.checkpoint is None:
         notes.append("no checkpoint given: the bundled demo is used (nextvit_nano trained on digits)")
-    elif request.images is None and DEMO_IMAGES.is_dir():
-        notes.append("no --images given: verified on the demo's digits, not on pictures of your task")
     for stage, tokens in checkpoint.model.config.dropped_tokens(spec.height, spec.width).items():
         notes.append(
             f"at {spec.height}x{spec.width} the attention of stage {stage} leaves {tokens} tokens unread, "
@@ -267,6 +267,14 @@ def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tup
         )
     notes += [line for line in checkpoint.found if line.startswith("norms")]
     return tuple(notes)
+
+
+def notes_on_images(request: Request) -> tuple[str, ...]:
+    """What the user should know of the pictures that a file is verified on."""
+    if request.images is not None or (request.checkpoint is None and DEMO_IMAGES.is_dir()):
+        return ()
+    pictures = "the demo's digits" if DEMO_IMAGES.is_dir() else "noise"
+    return (f"no --images given: verified on {pictures}, not on pictures of your task",)
 
 
 def _small(side: int) -> int:

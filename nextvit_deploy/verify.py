@@ -75,8 +75,9 @@ def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet],
     if spec.dynamic_batch:
         cases.append(("noise, batch 3", _noise(images, 3, h, w)))
     if spec.dynamic_size:
-        cases.append((f"noise, {h + 33}x{w + 5}", _noise(images, 1, h + 33, w + 5)))
-        cases.append((f"noise, {w}x{2 * h}", _noise(images, 1, w, 2 * h)))
+        count = 2 if spec.dynamic_batch else 1
+        cases.append((f"noise, {h + 33}x{w + 5}", _noise(images, count, h + 33, w + 5)))
+        cases.append((f"noise, {w}x{2 * h}", _noise(images, count, w, 2 * h)))
     return tuple(cases)
 
 

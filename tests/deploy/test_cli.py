@@ -79,7 +79,11 @@ def test_completion_can_be_shown(shell: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("nextvit-export ve", {"verify"}), ("nextvit-export onnx --dyn", {"--dynamic-batch", "--dynamic-size"})],
+    [
+        ("nextvit-export ve", {"verify"}),
+        ("nextvit-export onnx --dyn", {"--dynamic-batch", "--dynamic-size"}),
+        ("nextvit-export onnx --for tensorrt-1", {"tensorrt-10", "tensorrt-11"}),
+    ],
 )
 def test_completion_completes_and_imports_no_framework(words: str, expected: set[str]) -> None:
     environment = {
@@ -162,7 +166,7 @@ def test_the_demo_is_named_wherever_it_is_used(
     for command in (("inspect", own), ("passes", own), ("verify", demo.path, "--checkpoint", own)):
         shown = json.dumps(call(*command, "--json").json)
         assert DEMO_NOTE not in shown, command
-    assert "verified on the demo's digits, not on pictures of your task" in shown
+        assert ("verified on the demo's digits, not on pictures of your task" in shown) == (command[0] == "verify")
     pictures = call("verify", demo.path, "--checkpoint", own, "--images", tmp_path, "--json")
     assert one_line(pictures.err).startswith("no image in ")
 

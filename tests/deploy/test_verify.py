@@ -140,6 +140,7 @@ def test_open_axes_are_verified_at_several_shapes(dynamic: Exported) -> None:
     for group in checks.values():
         assert [check["inputs"] for check in group] == shapes
         assert {check["verdict"] for check in group} == {"verified"}
+        assert [check["comparisons"][0]["count"] for check in group] == [8, 3, 2, 2]
 
 
 def test_an_axis_that_is_not_open_after_all_fails(dynamic: Exported, tmp_path: Path) -> None:

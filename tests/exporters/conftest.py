@@ -2,4 +2,22 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.exporters.passes_harness", "tests.exporters.mutations")
+from nextvit_exporters.spec import ExportSpec
+
+pytest.register_assert_rewrite("tests.exporters.exports", "tests.exporters.mutations", "tests.exporters.passes_harness")
+
+from tests.exporters.exports import Export, Exported, export  # noqa: E402 - behind the registration
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Export a spec, or return the file of an equal one: torch's exporter takes seconds a call."""
+    files: dict[ExportSpec, Exported] = {}
+    folder = tmp_path_factory.mktemp("exports")
+
+    def get(spec: ExportSpec) -> Exported:
+        if spec not in files:
+            files[spec] = export(spec, folder / str(len(files)))
+        return files[spec]
+
+    return get

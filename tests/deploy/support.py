@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import fx
@@ -24,10 +25,14 @@ from torch import fx
 from nextvit_deploy import cli, pipeline
 from nextvit_deploy.manifest import manifest_path
 from nextvit_exporters import graph as g
+from nextvit_exporters import targets
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_models.checkpoint import Checkpoint
+from nextvit_models.config import VARIANTS
+from nextvit_models.nextvit import NextViT
+from tests.harness import randomise
 
 Floats = NDArray[np.float32]
 Json = dict[str, Any]
@@ -119,6 +124,33 @@ class Exported:
         """A copy with its manifest, free to be damaged."""
         shutil.copy(manifest_path(self.path), folder)
         return Path(shutil.copy(self.path, folder))
+
+
+def judged(*arguments: str | Path) -> tuple[int, dict[str, list[Json]], list[str]]:
+    """Exit status, checks by question, and notes of one ``verify --json``; both questions are always answered."""
+    ran = call("verify", *arguments, "--json")
+    checks: dict[str, list[Json]] = {}
+    manifest = ran.json
+    for check in manifest["checks"]:
+        checks.setdefault(check["question"], []).append(check)
+    assert list(checks) == [targets.SAME_NETWORK, targets.PRECISION_COST]
+    verdict = manifest["verdict"]
+    assert ran.status == {"verified": 0, "failed": 3, "not verified": 4}[str(verdict)]
+    if ran.status:
+        assert one_line(ran.err).startswith(f"{Path(arguments[0]).name} is {verdict}: ")
+    else:
+        assert ran.err == ""
+    return ran.status, checks, manifest["notes"]
+
+
+def verdicts(checks: dict[str, list[Json]]) -> list[set[object]]:
+    return [{check["verdict"] for check in group} for group in checks.values()]
+
+
+def weights(path: Path, classes: int, seed: int) -> Path:
+    """A checkpoint of the demo's variant with other weights."""
+    torch.save(randomise(NextViT(VARIANTS["nextvit_nano"], classes), seed).state_dict(), path)
+    return path
 
 
 @dataclass(slots=True)

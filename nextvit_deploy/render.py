@@ -47,7 +47,7 @@ def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool
     """The certified table; refused matches with ``verbose``."""
     table = _table("Passes, each executed before and after")
     table.add_column("pass", no_wrap=True)
-    for name in ("rewrites", "nodes", "params", "GMACs", "float64", "float32"):
+    for name in ("rewrites", "nodes", "params", "work", "float64", "float32"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for each in passes:
@@ -60,7 +60,7 @@ def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool
             str(each.rewrites),
             _change(each.nodes),
             f"{(after - before) / 1e3:+.1f}k" if after != before else "0",
-            f"{each.macs[1] / 1e9:.3f}",
+            _work(each.macs),
             f"{each.error_float64:.0e}",
             f"{each.error_float32:.0e}",
             certified if each.rewrites else "[dim]no match[/]",
@@ -148,6 +148,12 @@ def _text(value: object) -> str:
             f"{name}: {item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
         )
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _work(macs: tuple[int, int]) -> str:
+    """Change of the multiply-accumulates, at the size the pass was certified on."""
+    before, after = macs
+    return f"{100 * (after - before) / before:+.1f} %" if after != before else "0"
 
 
 def _change(pair: tuple[int, int]) -> str:

@@ -3,15 +3,19 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.errors import InvariantError
+from nextvit_models.config import VARIANTS
+from nextvit_models.nextvit import NextViT
 from tests.exporters.passes_harness import nano
 from tests.exporters.toys import Wired, feature_map, wired
-from tests.harness import images
+from tests.harness import images, randomise
 
 IMAGES = images(2, 3, 64, 64, seed=1)
 
@@ -99,10 +103,27 @@ def test_cast_rounds_once_and_keeps_integers(dtype: torch.dtype) -> None:
 def test_macs_are_those_of_the_layers() -> None:
     layers = {"conv": nn.Conv2d(8, 4, 3, padding=1, groups=2), "fc": nn.Linear(10, 5)}
     graph = g.trace(wired(lambda m, x: m.fc(m.conv(x)), **layers))
-    inputs = feature_map()
-    counted = g.count_macs(graph, torch.empty_like(inputs, device="meta"))
-    assert counted == 2 * 6 * 10 * 4 * (4 * 9) + 2 * 4 * 6 * (10 * 5)
-    assert {p.device.type for p in graph.parameters()} == {"cpu"}
+    g.measure(graph, feature_map())
+    assert g.count_macs(graph) == 2 * 6 * 10 * 4 * (4 * 9) + 2 * 4 * 6 * (10 * 5)
+
+
+def test_macs_are_those_of_torchs_own_counter() -> None:
+    model = nano()
+    graph = g.trace(model)
+    g.measure(graph, IMAGES.double())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(IMAGES)
+    assert 2 * g.count_macs(graph) == counter.get_total_flops()
+
+
+def test_fused_attention_counts_as_its_two_products() -> None:
+    """torch's own counter leaves the CPU's fused kernel out."""
+    counted = []
+    for model in (timm.create_model("nextvit_small"), NextViT(VARIANTS["nextvit_small"])):
+        graph = g.trace(randomise(model, seed=0))
+        g.measure(graph, IMAGES.double())
+        counted.append(g.count_macs(graph))
+    assert counted[0] == counted[1] > 0
 
 
 def test_measure_notes_shapes_and_values() -> None:

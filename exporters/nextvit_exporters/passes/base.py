@@ -121,17 +121,19 @@ def run_passes(
     """Apply ``passes`` in order, each certified on ``probes``, and return the graph and the certified table.
 
     ``probes`` are float64 inputs, (B, 3, H, W) each; the first one's sizes are what passes see as node shapes. With
-    ``whole``, one more input, work is counted at its size and a last record holds all kept passes together,
-    certified on it. The caller's graph is not touched, unless ``consume`` says that it may be emptied, so that its
-    weights go as passes replace them. Raises InvariantError when a pass's precondition is not met
-    or it changed a module in place, naming the pass and those before it, and when all passes together are not
+    ``whole``, one more input, a last record holds all kept passes together, certified on it. Work is counted at the
+    sizes a record was certified on. The caller's graph is not touched, unless ``consume`` says that it may be
+    emptied, so that its weights go as passes replace them. Raises InvariantError when a pass's precondition is not
+    met or it changed a module in place, naming the pass and those before it, and when all passes together are not
     certified; ValueError without probes.
     """
     if not probes:
         msg = "certifying needs at least one probe"
         raise ValueError(msg)
-    state = _State.of(g.clone(graph), tuple(probes), probes[0] if whole is None else whole)
-    original, expected = state.size, () if whole is None else g.execute(graph, whole)
+    start = None if whole is None else _State.of(g.clone(graph), (whole,))
+    state = _State.of(g.clone(graph), tuple(probes))
+    if start:
+        g.release(start.graph)
     if consume:
         g.release(graph)
     records: list[PassRecord] = []
@@ -141,8 +143,8 @@ def run_passes(
         after, record = _hold_to_contract(state, each, records)
         records.append(record)
         state = _keep(state, after, record)
-    if whole is not None:
-        records.append(_certify_together(original, state, expected, records))
+    if start:
+        records.append(_certify_together(start, state, passes, records))
     return state.graph, tuple(records)
 
 
@@ -164,7 +166,7 @@ def _broken(each: Pass, records: Sequence[PassRecord], reason: str) -> Invariant
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """How large a graph is; multiply-accumulates are for one input."""
+    """How large a graph is; multiply-accumulates are those of its first input."""
 
     nodes: int
     parameters: int
@@ -173,20 +175,18 @@ class _Size:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A graph with what is known of it: its inputs and its outputs on them, and its size for ``work_input``."""
+    """A graph with what is known of it: its inputs, its outputs on them, and its size."""
 
     graph: fx.GraphModule
     inputs: tuple[Tensor, ...]
     outputs: tuple[tuple[Tensor, ...], ...]
-    work_input: Tensor
     size: _Size
 
     @classmethod
-    def of(cls, graph: fx.GraphModule, inputs: tuple[Tensor, ...], work_input: Tensor) -> _State:
+    def of(cls, graph: fx.GraphModule, inputs: tuple[Tensor, ...]) -> _State:
         """Execute ``graph``; the first input comes last, so its sizes are the ones left on the nodes."""
         outputs = tuple(g.measure(graph, x) for x in reversed(inputs))[::-1]
-        macs = g.count_macs(graph, torch.empty_like(work_input, device="meta"))
-        return cls(graph, inputs, outputs, work_input, _Size(g.nodes(graph), g.parameters(graph), macs))
+        return cls(graph, inputs, outputs, _Size(g.nodes(graph), g.parameters(graph), g.count_macs(graph)))
 
 
 def _certify(before: _State, each: Pass) -> tuple[_State, PassRecord]:
@@ -198,7 +198,7 @@ def _certify(before: _State, each: Pass) -> tuple[_State, PassRecord]:
     after, error64, error32 = before, 0.0, 0.0
     if result.rewrites:
         inputs = tuple(each.adapt(x) for x in before.inputs)
-        after = _State.of(candidate, inputs, each.adapt(before.work_input))
+        after = _State.of(candidate, inputs)
         error64 = max(relative_error(a, b) for a, b in zip(after.outputs, before.outputs, strict=True))
         error32 = _float32_error(candidate, inputs[0], before.outputs[0])
     seconds = time.perf_counter() - start
@@ -215,17 +215,22 @@ def _keep(before: _State, after: _State, record: PassRecord) -> _State:
 
 
 def _certify_together(
-    original: _Size, state: _State, expected: Sequence[Tensor], records: Sequence[PassRecord]
+    before: _State, state: _State, passes: Sequence[Pass], records: Sequence[PassRecord]
 ) -> PassRecord:
-    """The last line of the table: all kept passes as one, on the state's work input."""
+    """The last line of the table: all kept passes as one, on the input of ``before``."""
     start = time.perf_counter()
-    error64 = relative_error(g.execute(state.graph, state.work_input), expected)
-    error32 = _float32_error(state.graph, state.work_input, expected)
-    kept = PassResult(sum(record.rewrites for record in records if record.certified))
+    (whole,) = before.inputs
+    for each, kept in zip(passes, records, strict=True):
+        if kept.certified and kept.rewrites:
+            whole = each.adapt(whole)
+    after = _State.of(state.graph, (whole,))
+    error64 = relative_error(after.outputs[0], before.outputs[0])
+    error32 = _float32_error(state.graph, whole, before.outputs[0])
+    rewrites = PassResult(sum(kept.rewrites for kept in records if kept.certified))
     seconds = time.perf_counter() - start
-    record = _record(TOGETHER, kept, (original, state.size), (error64, error32), seconds)
+    record = _record(TOGETHER, rewrites, (before.size, after.size), (error64, error32), seconds)
     if not record.certified:
-        size = "x".join(map(str, state.work_input.shape[2:]))
+        size = "x".join(map(str, whole.shape[2:]))
         msg = (
             f"{TOGETHER} moved the outputs by {max(error64, error32):.1e} at {size}, though each alone did not on "
             "smaller inputs; find the one with --skip"

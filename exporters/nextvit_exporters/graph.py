@@ -119,9 +119,16 @@ def count_macs(graph: fx.GraphModule) -> int:
         elif is_op(node, "matmul", "bmm"):
             total += math.prod(node.meta["shape"]) * node.all_input_nodes[0].meta["shape"][-1]
         elif is_op(node, "scaled_dot_product_attention"):
-            query, key, value = (each.meta["shape"] for each in node.all_input_nodes[:3])
-            total += math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+            total += _attention_macs(node)
     return total
+
+
+def _attention_macs(node: fx.Node) -> int:
+    given = dict(zip(("query", "key", "value"), node.args, strict=False)) | node.kwargs
+    shapes = [each.meta["shape"] for each in map(given.get, ("query", "key", "value")) if isinstance(each, fx.Node)]
+    query, key, value = shapes
+    macs: int = math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return macs
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from nextvit_exporters.passes.decompose_attention import DecomposeAttention
 from tests.exporters.passes_harness import certified, check_pass
-from tests.exporters.toys import Attend, Permuted, feature_map
+from tests.exporters.toys import Attend, Permuted, feature_map, wired
 from tests.harness import randomise
 
 PASS = DecomposeAttention()
@@ -52,6 +52,14 @@ class Nested(Fused):
 def test_writes_attention_out(model: nn.Module, count: int) -> None:
     checked = check_pass(randomise(model, 0), (), PASS, rewrites=count, nodes=4 * count, inputs=feature_map())
     assert "scaled_dot_product_attention" not in str(checked.graph.graph)
+
+
+def test_one_tensor_may_be_query_key_and_value() -> None:
+    model = wired(
+        lambda m, x: m.conv(functional.scaled_dot_product_attention(x, value=x, key=x)), conv=nn.Conv2d(8, 4, 1)
+    )
+    checked = check_pass(model, (), PASS, rewrites=1, nodes=4, inputs=feature_map())
+    assert checked.record.macs[0] == checked.record.macs[1] == 2 * 6 * 10 * (8 * (6 + 6) + 8 * 4)
 
 
 @pytest.mark.parametrize("kind", [Attend, Permuted])

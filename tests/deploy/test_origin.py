@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from nextvit_exporters import targets, to_onnx
-from nextvit_models.checkpoint import load_checkpoint
+from nextvit_models.checkpoint import load_checkpoint, save_safetensors
 from nextvit_models.demo import DEMO_CHECKPOINT
 from tests.deploy.support import (
     Exported,
@@ -52,6 +53,22 @@ def test_other_weights_of_the_same_variant(demo: Exported, tmp_path: Path) -> No
     assert "the file was made from other weights than other.pth; give its own checkpoint with --checkpoint" in notes
     assert "the file records other preprocessing or class names than other.pth" in notes
     assert not any("has changed" in note for note in notes)
+
+
+def test_other_class_names_or_preprocessing_are_noted(demo: Exported, tmp_path: Path) -> None:
+    """The same weights, so the numbers hold; but whoever reads the file's names reads others than the checkpoint's."""
+    loaded = load_checkpoint(DEMO_CHECKPOINT)
+    note = "the file records other preprocessing or class names than w.safetensors"
+    for other in (
+        replace(loaded, labels=loaded.labels[::-1]),
+        replace(loaded, preprocessing=replace(loaded.preprocessing, crop_pct=0.9)),
+    ):
+        save_safetensors(other, tmp_path / "w.safetensors")
+        status, _, notes = judged(demo.path, "--checkpoint", tmp_path / "w.safetensors")
+        assert status == 0
+        assert note in notes
+    save_safetensors(loaded, tmp_path / "w.safetensors")
+    assert note not in judged(demo.path, "--checkpoint", tmp_path / "w.safetensors")[2]
 
 
 @pytest.mark.parametrize(("field", "value"), [("model", "nextvit_large"), ("num_classes", 1000)])

@@ -73,7 +73,7 @@ class ExportSpec:
 
     @property
     def stem(self) -> str:
-        """File name without suffix; every choice that makes another file is in it."""
+        """File name without suffix: model, task, size, batch, precision, input and consumer."""
         size = f"{self.height}" if self.height == self.width else f"{self.height}x{self.width}"
         parts = [
             self.model,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import dataflow
-from nextvit_exporters.passes.base import Refusal
+from nextvit_exporters.passes.base import PassResult, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,20 @@ def find(graph: fx.GraphModule) -> Iterator[Attention | Refusal]:
         if _softmax_axis(graph, node) is not None:
             found = _match(graph, node)
             yield found if isinstance(found, Attention) else Refusal(node.name, found)
+
+
+def rewrite_each(graph: fx.GraphModule, rewrite: Callable[[Attention], bool | str]) -> PassResult:
+    """Hand every attention to ``rewrite``, which says whether it rewrote it, or why it did not."""
+    rewrites, refused = 0, []
+    for match in find(graph):
+        outcome = match if isinstance(match, Refusal) else rewrite(match)
+        if isinstance(outcome, str):
+            outcome = Refusal(match.where, outcome)
+        if isinstance(outcome, Refusal):
+            refused.append(outcome)
+        else:
+            rewrites += outcome
+    return PassResult(rewrites, tuple(refused))
 
 
 def _match(graph: fx.GraphModule, softmax: fx.Node) -> Attention | str:  # noqa: PLR0911 - one return a reason

@@ -26,7 +26,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
-from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.base import PassResult, Rewrite
 from nextvit_exporters.passes.dataflow import reads_shape, replace_module
 
 
@@ -38,18 +38,15 @@ class ChannelFirstAttention(Rewrite):
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Rewrite every attention that lies between two maps."""
-        rewrites, refused = 0, []
-        for match in attention.find(graph):
-            if isinstance(match, Refusal):
-                refused.append(match)
-                continue
+
+        def turn(match: attention.Attention) -> bool | str:
             ends = _ends(graph, match)
             if isinstance(ends, str):
-                refused.append(Refusal(match.where, ends))
-                continue
+                return ends
             _rewrite(graph, match, ends)
-            rewrites += 1
-        return PassResult(rewrites, tuple(refused))
+            return True
+
+        return attention.rewrite_each(graph, turn)
 
 
 @dataclass(frozen=True, slots=True)

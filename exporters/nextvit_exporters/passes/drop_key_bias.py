@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
-from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.base import PassResult, Rewrite
 from nextvit_exporters.passes.dataflow import replace_module
 
 
@@ -32,14 +32,11 @@ class DropKeyBias(Rewrite):
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Remove the key bias of every attention that has one."""
-        rewrites, refused = 0, []
-        for match in attention.find(graph):
-            if isinstance(match, Refusal):
-                refused.append(match)
-                continue
+
+        def drop(match: attention.Attention) -> bool:
             keys = g.module_as(graph, match.k, nn.Linear)
-            if not algebra.has_bias(keys):
-                continue
-            replace_module(graph, match.k, algebra.with_weights(keys, keys.weight, None))
-            rewrites += 1
-        return PassResult(rewrites, tuple(refused))
+            if biased := algebra.has_bias(keys):
+                replace_module(graph, match.k, algebra.with_weights(keys, keys.weight, None))
+            return biased
+
+        return attention.rewrite_each(graph, drop)

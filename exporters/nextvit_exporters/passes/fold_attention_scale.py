@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
-from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.base import PassResult, Rewrite
 from nextvit_exporters.passes.dataflow import bypass, replace_module
 
 
@@ -32,17 +32,14 @@ class FoldAttentionScale(Rewrite):
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Fold the scale of every attention that has one."""
-        rewrites, refused = 0, []
-        for match in attention.find(graph):
-            if isinstance(match, Refusal):
-                refused.append(match)
-                continue
-            if not match.scales:
-                continue
+
+        def fold(match: attention.Attention) -> bool:
             factor = math.prod(s for node in match.scales if (s := attention.scale_factor(node)) is not None)
-            queries = g.module_as(graph, match.q, nn.Linear)
-            replace_module(graph, match.q, algebra.scale_output(queries, factor))
+            if match.scales:
+                queries = g.module_as(graph, match.q, nn.Linear)
+                replace_module(graph, match.q, algebra.scale_output(queries, factor))
             for node in match.scales:
                 bypass(node)
-            rewrites += 1
-        return PassResult(rewrites, tuple(refused))
+            return bool(match.scales)
+
+        return attention.rewrite_each(graph, fold)

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
-from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.base import PassResult, Rewrite
 from nextvit_exporters.passes.dataflow import replace_module
 
 
@@ -32,17 +32,15 @@ class MoveValueBias(Rewrite):
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Move the value bias of every attention that has one."""
-        rewrites, refused = 0, []
-        for match in attention.find(graph):
-            if isinstance(match, Refusal):
-                refused.append(match)
-                continue
+
+        def move(match: attention.Attention) -> bool:
             values, proj = (g.module_as(graph, node, nn.Linear) for node in (match.v, match.proj))
             if not algebra.has_bias(values):
-                continue
+                return False
             bias = algebra.bias_of(values)
             shift = algebra.Affine(torch.ones_like(bias), bias)
             replace_module(graph, match.proj, algebra.fold_before(proj, shift))
             replace_module(graph, match.v, algebra.with_weights(values, values.weight, None))
-            rewrites += 1
-        return PassResult(rewrites, tuple(refused))
+            return True
+
+        return attention.rewrite_each(graph, move)

@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra, attention
-from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
+from nextvit_exporters.passes.base import PassResult, Rewrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,14 @@ class PackKeyValue(Rewrite):
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
         """Pack every attention whose k and v read the same tokens."""
-        rewrites, refused = 0, []
-        for match in attention.find(graph):
-            if isinstance(match, Refusal):
-                refused.append(match)
-            elif reason := _why_not(graph, match):
-                refused.append(Refusal(match.where, reason))
-            else:
-                _pack(graph, match)
-                rewrites += 1
-        return PassResult(rewrites, tuple(refused))
+
+        def pack(match: attention.Attention) -> bool | str:
+            if reason := _why_not(graph, match):
+                return reason
+            _pack(graph, match)
+            return True
+
+        return attention.rewrite_each(graph, pack)
 
 
 def _why_not(graph: fx.GraphModule, match: attention.Attention) -> str | None:

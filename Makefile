@@ -13,7 +13,7 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-PYTEST ?= $(BIN)/pytest --numprocesses logical
+PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo

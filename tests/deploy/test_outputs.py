@@ -243,6 +243,16 @@ def test_interrupted_while_the_file_is_verified(
     assert contents(tmp_path) == earlier
 
 
+# Signals as a terminal's shell leaves them: a test run in the background, or under nohup, passes on ignored ones.
+_AS_FROM_A_SHELL = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+runpy.run_module("nextvit_deploy", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "step", "status", "says"),
     [
@@ -257,7 +267,7 @@ def test_a_signal_in_the_middle(
     """A real process on a real terminal, stopped while it shows the step."""
     screen, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "nextvit_deploy", "onnx", "--output", str(tmp_path / "out")],
+        [sys.executable, "-c", _AS_FROM_A_SHELL, "onnx", "--output", str(tmp_path / "out")],
         stdout=subprocess.PIPE,
         stderr=terminal,
         env=os.environ | {"TERM": "xterm"},

@@ -287,7 +287,12 @@ VALID = {
 
 @pytest.mark.parametrize("kind", VALID)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,  # the same damage on every run: a change is judged by itself, not by luck
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_damaged_anywhere(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     """Bytes changed, cut out or doubled anywhere: always a clear refusal, never another exception."""
     valid = VALID[kind]

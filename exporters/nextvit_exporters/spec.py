@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_models.preprocessing import Preprocessing
 
@@ -19,17 +20,27 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8 = "int8"
 
     def __str__(self) -> str:
         return self.value
 
 
 class InputKind(str, Enum):
-    """What the artefact reads: a normalised float32 tensor, or raw RGB pixels from 0 to 255."""
+    """What the artefact reads: a normalised float tensor, or raw RGB pixels from 0 to 255.
+
+    All are (B, 3, H, W) but ``uint8-nhwc``, which is (B, H, W, 3) as cameras and decoders give it.
+    """
 
     NORMALIZED = "normalized"
     FLOAT = "float"
     UINT8 = "uint8"
+    UINT8_NHWC = "uint8-nhwc"
+
+    @property
+    def is_uint8(self) -> bool:
+        """Whether it reads whole pixels of eight bits."""
+        return self in {InputKind.UINT8, InputKind.UINT8_NHWC}
 
     def __str__(self) -> str:
         return self.value
@@ -41,7 +52,8 @@ class ExportSpec:
 
     Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
     ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for
-    anybody; ``skip`` names passes that are left out.
+    anybody; ``skip`` names passes that are left out, ``pass_set`` the target's list of them where it has several.
+    ``io`` is the type of the output and of a normalised input. ``engine`` holds what TensorRT is asked beyond the graph.
     """
 
     model: str
@@ -61,6 +73,9 @@ class ExportSpec:
     consumer: str | None = None
     skip: tuple[str, ...] = ()
     task: str = "classify"
+    io: Precision = Precision.FP32
+    pass_set: str | None = None
+    engine: EngineSpec | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
@@ -84,13 +99,16 @@ class ExportSpec:
         ]
         if self.input is not InputKind.NORMALIZED:
             parts.append(str(self.input))
-        if self.consumer is not None:
-            parts.append(self.consumer)
+        if self.io is not Precision.FP32:
+            parts.append(f"io-{self.io}")
+        parts += [each for each in (self.consumer, self.pass_set, self.engine and self.engine.gpu) if each is not None]
         return "_".join(parts)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(B, 3, H, W) the artefact is built at."""
+        """The shape the artefact is built at: (B, 3, H, W), or (B, H, W, 3) where it reads that."""
+        if self.input is InputKind.UINT8_NHWC:
+            return (self.batch, self.height, self.width, 3)
         return (self.batch, 3, self.height, self.width)
 
     def as_dict(self) -> dict[str, object]:
@@ -102,6 +120,8 @@ class ExportSpec:
             "preprocessing": self.preprocessing.as_dict(),
             "labels": list(self.labels),
             "skip": list(self.skip),
+            "io": str(self.io),
+            "engine": self.engine and self.engine.as_dict(),
         }
 
     @classmethod
@@ -114,6 +134,8 @@ class ExportSpec:
                 "preprocessing": Preprocessing.from_dict(fields["preprocessing"]),
                 "labels": tuple(fields["labels"]),  # type: ignore[arg-type]  # a wrong type is the error below
                 "skip": tuple(fields["skip"]),  # type: ignore[arg-type]  # as above
+                "io": Precision(fields["io"]),
+                "engine": EngineSpec.from_dict(fields["engine"]) if fields["engine"] else None,  # type: ignore[arg-type]
             }
             return cls(**values)  # type: ignore[arg-type]  # as above
         except (KeyError, TypeError, ValueError) as error:

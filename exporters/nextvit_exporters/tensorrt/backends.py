@@ -1,0 +1,138 @@
+"""The TensorRTs that can build an engine, as data: everything in which they differ stands in this file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from nextvit_exporters.errors import MissingExtra, UnsupportedSpec
+from nextvit_exporters.spec import Precision
+
+Module = Any
+"""``tensorrt`` or ``tensorrt_rtx``: neither ships types that hold for both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU people deploy on, and its compute capability as (major, minor)."""
+
+    title: str
+    capability: tuple[int, int]
+
+    @property
+    def sm(self) -> str:
+        """``SM75`` for 7.5."""
+        return sm(self.capability)
+
+
+GPUS: Final[Mapping[str, Gpu]] = MappingProxyType(
+    {
+        "t4": Gpu("Tesla T4", (7, 5)),
+        "rtx2080": Gpu("GeForce RTX 2080", (7, 5)),
+        "a100": Gpu("A100", (8, 0)),
+        "a30": Gpu("A30", (8, 0)),
+        "a10": Gpu("A10", (8, 6)),
+        "a10g": Gpu("A10G", (8, 6)),
+        "rtx3090": Gpu("GeForce RTX 3090", (8, 6)),
+        "l4": Gpu("L4", (8, 9)),
+        "l40s": Gpu("L40S", (8, 9)),
+        "rtx4090": Gpu("GeForce RTX 4090", (8, 9)),
+        "h100": Gpu("H100", (9, 0)),
+        "rtx5090": Gpu("GeForce RTX 5090", (12, 0)),
+    }
+)
+DEFAULT_GPU: Final = "t4"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One TensorRT.
+
+    ``builds_on_cpu`` says that it needs no GPU and is told the compute capability instead; the others build for the
+    GPU at hand. ``precisions`` lists what it builds by compute capability where that is not everything. ``magic`` opens
+    its engine files. ``layers_in_log`` says that the detailed list of kernels is in the builder's log; otherwise the
+    built engine is asked for it.
+    """
+
+    name: str
+    module: str
+    distribution: str
+    extra: str
+    oldest: tuple[int, int]
+    builds_on_cpu: bool
+    capabilities: tuple[tuple[int, int], ...]
+    precisions: Mapping[tuple[int, int], Mapping[Precision, str]]
+    """By capability, the precisions it can't build, each with the reason."""
+    magic: bytes
+    layers_in_log: bool
+
+
+BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
+    {
+        "tensorrt": Backend(
+            name="tensorrt",
+            module="tensorrt",
+            distribution="tensorrt-cu12",
+            extra="trt",
+            oldest=(10, 0),
+            builds_on_cpu=False,
+            capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
+            precisions=MappingProxyType({}),
+            magic=b"ftrt",
+            layers_in_log=False,
+        ),
+        "tensorrt-rtx": Backend(
+            name="tensorrt-rtx",
+            module="tensorrt_rtx",
+            distribution="tensorrt-rtx-cu12",
+            extra="trt-rtx",
+            oldest=(1, 4),
+            builds_on_cpu=True,
+            capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0)),
+            precisions=MappingProxyType(
+                {(7, 5): MappingProxyType({Precision.FP32: "it has no float32 matrix products for Turing (SM75)"})}
+            ),
+            magic=b"vtrt",
+            layers_in_log=True,
+        ),
+    }
+)
+
+
+def sm(capability: tuple[int, int]) -> str:
+    """``SM75`` for (7, 5)."""
+    return f"SM{capability[0]}{capability[1]}"
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name; raises UnsupportedSpec when there is none."""
+    if name not in BACKENDS:
+        raise UnsupportedSpec(f"there is no backend '{name}'; choose one of auto, {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def gpu(name: str) -> Gpu:
+    """The GPU of that name, in any case and with or without hyphens; raises UnsupportedSpec when there is none."""
+    found = GPUS.get(name.lower().replace("-", "").replace(" ", ""))
+    if found is None:
+        raise UnsupportedSpec(f"there is no GPU '{name}' in the list; choose one of {', '.join(GPUS)}")
+    return found
+
+
+def load(which: Backend) -> Module:
+    """Import the backend; raises MissingExtra without it, UnsupportedSpec where it is too old."""
+    try:
+        module = importlib.import_module(which.module)
+    except ImportError as error:
+        raise MissingExtra(f"the {which.name} backend", which.extra) from error
+    version = tuple(int(part) for part in str(module.__version__).split(".")[:2])
+    if version < which.oldest:
+        oldest = ".".join(map(str, which.oldest))
+        raise UnsupportedSpec(
+            f"{which.module} {module.__version__} is older than {oldest}; run: "
+            f"pip install --upgrade 'nextvit-deploy[{which.extra}]'"
+        )
+    return module

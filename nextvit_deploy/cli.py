@@ -62,6 +62,7 @@ class InputChoice(str, Enum):
     NORMALIZED = "normalized"
     FLOAT = "float"
     UINT8 = "uint8"
+    UINT8_NHWC = "uint8-nhwc"
 
 
 Ckpt = Annotated[

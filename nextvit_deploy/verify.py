@@ -24,7 +24,7 @@ from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError, VerificationFailed
 from nextvit_exporters.executors.base import Array, Executor
-from nextvit_exporters.spec import ExportSpec, InputKind, Tolerance
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 
 _OUTPUT: Final = "logits"
@@ -82,9 +82,14 @@ def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet],
 
 
 def artefact_inputs(spec: ExportSpec, images: ImageSet) -> Array:
-    """The images as the artefact wants them: (N, 3, H, W) normalised float32, raw float32, or raw uint8."""
+    """The images as the artefact wants them: (N, 3, H, W) normalised, in ``spec.io``, or raw float32 or uint8.
+
+    Where it reads ``uint8-nhwc``, (N, H, W, 3).
+    """
     if spec.input is InputKind.NORMALIZED:
-        return images.normalised()
+        return images.normalised().astype(np.float16 if spec.io is Precision.FP16 else np.float32, copy=False)
+    if spec.input is InputKind.UINT8_NHWC:
+        return np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1))
     return images.pixels if spec.input is InputKind.UINT8 else images.pixels.astype(np.float32)
 
 
@@ -105,7 +110,7 @@ def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) ->
 def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
     """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
     reference = targets.load(spec.target).reference(spec, graph)
-    outputs = [predict(reference, artefact_inputs(spec, images)) for _, images in cases]
+    outputs = [predict(reference, _widened(artefact_inputs(spec, images))) for _, images in cases]
     g.release(reference)
     return outputs
 
@@ -202,6 +207,11 @@ def _rows(executor: Executor, names: Names, inputs: Array) -> Array:
     if output.shape[:1] != (len(inputs),):
         raise VerificationFailed(f"the file returns shape {output.shape} for {len(inputs)} images")
     return output
+
+
+def _widened(inputs: Array) -> Array:
+    """FP16 inputs in float32, the arithmetic of the reference."""
+    return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs
 
 
 def _noise(images: ImageSet, count: int, height: int, width: int) -> ImageSet:

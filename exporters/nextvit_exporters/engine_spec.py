@@ -23,9 +23,8 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.optimum <= self.maximum:
-            raise UnsupportedSpec(
-                f"{self.minimum}:{self.optimum}:{self.maximum} is no range; write MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
-            )
+            sizes = f"{self.minimum}:{self.optimum}:{self.maximum}"
+            raise UnsupportedSpec(f"{sizes} is no range; write MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
 
     @classmethod
     def of(cls, size: int) -> Range:

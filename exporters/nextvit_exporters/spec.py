@@ -53,7 +53,7 @@ class ExportSpec:
     Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
     ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for
     anybody; ``skip`` names passes that are left out, ``pass_set`` the target's list of them where it has several.
-    ``io`` is the type of the output and of a normalised input. ``engine`` holds what TensorRT is asked beyond the graph.
+    ``io`` is the type of the output and of a normalised input; ``engine`` what TensorRT is asked beyond the graph.
     """
 
     model: str
@@ -101,7 +101,8 @@ class ExportSpec:
             parts.append(str(self.input))
         if self.io is not Precision.FP32:
             parts.append(f"io-{self.io}")
-        parts += [each for each in (self.consumer, self.pass_set, self.engine and self.engine.gpu) if each is not None]
+        gpu = None if self.engine is None else self.engine.gpu
+        parts += [each for each in (self.consumer, self.pass_set, gpu) if each is not None]
         return "_".join(parts)
 
     @property

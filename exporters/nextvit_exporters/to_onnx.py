@@ -50,6 +50,7 @@ PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
 INPUT: Final = "image"
 OUTPUT: Final = "logits"
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
+_IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
 # ONNX Runtime 1.32 on two AVX-512 cores, Next-ViT-S at 224, ratio to the official route, quiet machine.
 PASSES: Final[tuple[Pass, ...]] = (
@@ -98,6 +99,9 @@ def check_spec(spec: ExportSpec) -> None:
     if spec.precision not in PRECISIONS:
         msg = f"onnx can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}"
         raise UnsupportedSpec(msg)
+    if spec.io is not Precision.FP32 and (spec.io is not spec.precision or spec.input is InputKind.FLOAT):
+        msg = f"{spec.io} at input and output needs {spec.io} inside, and normalized or uint8 input"
+        raise UnsupportedSpec(msg)
     if not OLDEST_OPSET <= spec.opset <= NEWEST_OPSET:
         msg = f"opset {spec.opset} can't be written; choose {OLDEST_OPSET} to {NEWEST_OPSET}"
         raise UnsupportedSpec(msg)
@@ -117,7 +121,8 @@ def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     if spec.input is InputKind.NORMALIZED:
         return chosen
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
-    return (*chosen, NormalizeInput(mean, std, uint8=spec.input is InputKind.UINT8))
+    last = spec.input is InputKind.UINT8_NHWC
+    return (*chosen, NormalizeInput(mean, std, uint8=spec.input.is_uint8, channels_last=last))
 
 
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
@@ -128,7 +133,9 @@ def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     if spec.input is not InputKind.NORMALIZED and not hasattr(graph, MEAN):
         msg = f"normalize-input was refused or rolled back, so {spec.input} input can't be had; ask for normalized"
         raise UnsupportedSpec(msg)
-    return to_half(graph) if spec.precision is Precision.FP16 else g.cast(graph, torch.float32)
+    if spec.precision is Precision.FP16:
+        return to_half(graph, half_io=spec.io is Precision.FP16)
+    return g.cast(graph, torch.float32)
 
 
 def reference(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
@@ -199,8 +206,8 @@ def read(path: Path) -> Saved:
 def _to_proto(spec: ExportSpec, module: fx.GraphModule) -> onnx.ModelProto:
     batch = max(spec.batch, 2) if spec.dynamic_batch else spec.batch
     shape = (batch, *spec.input_shape[1:])
-    dtype = torch.uint8 if spec.input is InputKind.UINT8 else torch.float32
-    axes = ([0] if spec.dynamic_batch else []) + ([2, 3] if spec.dynamic_size else [])
+    dtype = torch.uint8 if spec.input.is_uint8 else _IO[spec.io]
+    axes = _open_axes(spec)
     dynamic = (dict.fromkeys(axes, torch.export.Dim.DYNAMIC),) if axes else None
     try:
         with _quiet():
@@ -225,6 +232,14 @@ def _to_proto(spec: ExportSpec, module: fx.GraphModule) -> onnx.ModelProto:
     return model
 
 
+def _open_axes(spec: ExportSpec) -> dict[int, str]:
+    """The input's open axes and their names."""
+    height = 1 if spec.input is InputKind.UINT8_NHWC else 2
+    return ({0: "batch"} if spec.dynamic_batch else {}) | (
+        {height: "height", height + 1: "width"} if spec.dynamic_size else {}
+    )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter writes its progress to stdout and its own deprecations as warnings; neither is the user's."""
@@ -241,8 +256,7 @@ def _quiet() -> Iterator[None]:
 
 def _name_axes(model: onnx.ModelProto, spec: ExportSpec) -> None:
     """Call the open axes batch, height and width, in place of the exporter's symbols."""
-    wanted = {0: "batch"} if spec.dynamic_batch else {}
-    wanted |= {2: "height", 3: "width"} if spec.dynamic_size else {}
+    wanted = _open_axes(spec)
     shape = model.graph.input[0].type.tensor_type.shape
     names = {shape.dim[axis].dim_param: name for axis, name in wanted.items()}
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):

@@ -31,11 +31,16 @@ MEAN = "input_mean"
 
 @dataclass(frozen=True, slots=True)
 class NormalizeInput(Rewrite):
-    """The model reads RGB pixels from 0 to 255, as uint8 or float; ``mean`` and ``std`` are in units of 1."""
+    """The model reads RGB pixels from 0 to 255, as uint8 or float; ``mean`` and ``std`` are in units of 1.
+
+    With ``channels_last`` they come as (B, H, W, 3) and are transposed behind the subtraction: some builders refuse to
+    transpose eight-bit numbers.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     uint8: bool
+    channels_last: bool = False
     name: str = "normalize-input"
 
     def __call__(self, graph: fx.GraphModule) -> PassResult:
@@ -55,18 +60,25 @@ class NormalizeInput(Rewrite):
         return PassResult(1)
 
     def _subtract_mean(self, graph: fx.GraphModule, image: fx.Node) -> None:
-        mean = 255.0 * torch.tensor(self.mean, dtype=torch.float64).view(1, -1, 1, 1)
-        graph.register_buffer(MEAN, mean)
+        mean = 255.0 * torch.tensor(self.mean, dtype=torch.float64)
+        graph.register_buffer(MEAN, mean.view(1, 1, 1, -1) if self.channels_last else mean.view(1, -1, 1, 1))
         with graph.graph.inserting_after(image):
             constant = graph.graph.get_attr(MEAN)
         with graph.graph.inserting_after(constant):
             centred = graph.graph.call_function(operator.sub, (image, constant))  # uint8 - float is float
-        image.replace_all_uses_with(centred, delete_user_cb=lambda user: user is not centred)
+        result = centred
+        if self.channels_last:
+            with graph.graph.inserting_after(centred):
+                permuted = graph.graph.call_method("permute", (centred, 0, 3, 1, 2))
+            with graph.graph.inserting_after(permuted):
+                result = graph.graph.call_method("contiguous", (permuted,))  # strides would travel through the model
+        image.replace_all_uses_with(result, delete_user_cb=lambda user: user is not centred)
 
     def adapt(self, inputs: Tensor) -> Tensor:
         """Normalised inputs as the pixels they came from; rounded to whole ones for uint8."""
         mean, std = (torch.tensor(v, dtype=inputs.dtype).view(1, -1, 1, 1) for v in (self.mean, self.std))
         pixels = 255.0 * (inputs * std + mean)
+        pixels = pixels.permute(0, 2, 3, 1).contiguous() if self.channels_last else pixels
         return pixels.round().to(torch.uint8) if self.uint8 else pixels
 
 

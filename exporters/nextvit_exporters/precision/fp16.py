@@ -14,10 +14,13 @@ from nextvit_exporters import graph as g
 from nextvit_exporters.passes.normalize_input import MEAN
 
 
-def to_half(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a float64 graph in FP16 that reads and returns float32 (or reads uint8, as before)."""
+def to_half(graph: fx.GraphModule, *, half_io: bool = False) -> fx.GraphModule:
+    """A copy of a float64 graph in FP16 that reads and returns float32 (or reads uint8, as before).
+
+    With ``half_io`` it returns FP16, and reads FP16 where it doesn't read raw pixels.
+    """
     half = g.cast(graph, torch.float16)
-    _insert_casts(half)
+    _insert_casts(half, half_io=half_io)
     if hasattr(half, MEAN):
         setattr(half, MEAN, getattr(graph, MEAN).float())
     g.finish(half)
@@ -34,15 +37,19 @@ def round_constants(graph: fx.GraphModule) -> fx.GraphModule:
     return rounded
 
 
-def _insert_casts(half: fx.GraphModule) -> None:
+def _insert_casts(half: fx.GraphModule, *, half_io: bool) -> None:
     nodes = half.graph
     image = next(node for node in nodes.nodes if node.op == "placeholder")
     output = next(node for node in nodes.nodes if node.op == "output")
     centred = [user for user in image.users if g.is_op(user, "sub")]
     source = centred[0] if centred else image
+    if half_io and not centred:
+        return
     with nodes.inserting_after(source):
         cast = nodes.call_method("to", (source, torch.float16))
     source.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast and not g.is_op(user, "sub"))
+    if half_io:
+        return
     for result in output.all_input_nodes:
         with nodes.inserting_before(output):
             back = nodes.call_method("to", (result, torch.float32))

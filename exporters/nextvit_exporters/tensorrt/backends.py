@@ -52,9 +52,11 @@ class Backend:
     """One TensorRT.
 
     ``builds_on_cpu`` says that it needs no GPU and is told the compute capability instead; the others build for the
-    GPU at hand. ``precisions`` lists what it builds by compute capability where that is not everything. ``magic`` opens
-    its engine files. ``layers_in_log`` says that the detailed list of kernels is in the builder's log; otherwise the
-    built engine is asked for it.
+    GPU at hand. ``magic`` opens its engine files. ``layers_in_log`` says that the detailed list of kernels is in the
+    builder's log; otherwise the built engine is asked for it. ``opsets`` holds the newest opset that each major version
+    reads. ``refused`` holds, by compute capability, the precisions it can't build, each with the reason;
+    ``without_timings`` why a timing cache is refused, None where it is used; ``remarks`` what to know of a precision
+    it does build.
     """
 
     name: str
@@ -64,10 +66,16 @@ class Backend:
     oldest: tuple[int, int]
     builds_on_cpu: bool
     capabilities: tuple[tuple[int, int], ...]
-    precisions: Mapping[tuple[int, int], Mapping[Precision, str]]
-    """By capability, the precisions it can't build, each with the reason."""
+    opsets: Mapping[int, int]
     magic: bytes
     layers_in_log: bool
+    without_timings: str | None
+    refused: Mapping[tuple[int, int], Mapping[Precision, str]]
+    remarks: Mapping[tuple[int, int], Mapping[Precision, str]]
+
+    def newest_opset(self, version: str) -> int:
+        """The newest opset that this version's parser reads; a major version not listed reads what the last one did."""
+        return self.opsets.get(int(version.partition(".")[0]), max(self.opsets.values()))
 
 
 BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
@@ -80,9 +88,12 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             oldest=(10, 0),
             builds_on_cpu=False,
             capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
-            precisions=MappingProxyType({}),
+            opsets=MappingProxyType({10: 20, 11: 25}),  # 10.0's parser; later 10.x read more
             magic=b"ftrt",
             layers_in_log=False,
+            without_timings=None,
+            refused=MappingProxyType({}),
+            remarks=MappingProxyType({}),
         ),
         "tensorrt-rtx": Backend(
             name="tensorrt-rtx",
@@ -92,11 +103,23 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             oldest=(1, 4),
             builds_on_cpu=True,
             capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0)),
-            precisions=MappingProxyType(
-                {(7, 5): MappingProxyType({Precision.FP32: "it has no float32 matrix products for Turing (SM75)"})}
-            ),
+            opsets=MappingProxyType({1: 25}),  # measured with 1.7; newer ones are parsed in silence
             magic=b"vtrt",
             layers_in_log=True,
+            without_timings="it times nothing while it builds, so a timing cache changes nothing",
+            refused=MappingProxyType(
+                {(7, 5): MappingProxyType({Precision.FP32: "it has no float32 matrix products for Turing (SM75)"})}
+            ),
+            remarks=MappingProxyType(
+                {
+                    (7, 5): MappingProxyType(
+                        {
+                            Precision.INT8: "on SM75 it computes INT8 convolutions in FP16: the engine shows that the "
+                            "graph is legal and what it answers, never how fast INT8 is on a T4"
+                        }
+                    )
+                }
+            ),
         ),
     }
 )
@@ -120,6 +143,18 @@ def gpu(name: str) -> Gpu:
     if found is None:
         raise UnsupportedSpec(f"there is no GPU '{name}' in the list; choose one of {', '.join(GPUS)}")
     return found
+
+
+def check_precision(which: Backend, target: Gpu, precision: Precision) -> None:
+    """Raise UnsupportedSpec where the backend can't build ``precision`` for the GPU, or nothing for it."""
+    if target.capability not in which.capabilities:
+        able = [name for name, each in GPUS.items() if each.capability in which.capabilities]
+        raise UnsupportedSpec(f"{which.name} builds nothing for {target.title}; choose one of {', '.join(able)}")
+    if reason := which.refused.get(target.capability, {}).get(precision):
+        raise UnsupportedSpec(
+            f"{which.name} can't build {precision} for {target.title}: {reason}; choose --fp16, another --gpu, or "
+            "another --backend"
+        )
 
 
 def load(which: Backend) -> Module:

@@ -10,7 +10,8 @@
     ├── UnsupportedSpec        the target can't build what was asked; the message names the alternatives
     ├── InvariantError         a pass was handed, or produced, a graph it must not
     ├── BuildFailed            the target's own tool refused the graph
-    └── VerificationFailed     built, but further from PyTorch than its tolerance allows
+    ├── VerificationFailed     built, but further from PyTorch than its tolerance allows
+    └── NotExecutable          can't be executed here, so nothing is known of it: neither right nor wrong
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "DeployError",
     "InvariantError",
     "MissingExtra",
+    "NotExecutable",
     "OutputNotWritten",
     "UnsafeCheckpoint",
     "UnsupportedSpec",
@@ -50,3 +52,7 @@ class BuildFailed(DeployError):
 
 class VerificationFailed(DeployError):
     """The artefact was built and executed, and is further from PyTorch than its tolerance allows."""
+
+
+class NotExecutable(DeployError):
+    """What would have to be executed can't be here; the verdict is ``not verified``, with this message."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any, Final
 
 from nextvit_exporters.errors import BuildFailed
@@ -23,8 +24,21 @@ _MEMORY: Final = {
     "weights": re.compile(r"Total Weights Memory: (\d+)"),
     "scratch": re.compile(r"Max Scratch Memory: (\d+)"),
 }
+_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "FP16": "Half",
+        "Half": "Half",
+        "FP32": "Float",
+        "Float": "Float",
+        "Int8": "Int8",
+        "INT8": "Int8",
+        "UInt8": "UInt8",
+        "UINT8": "UInt8",
+        "Int32": "Int32",
+    }
+)
 _FLOATS: Final = frozenset({"Float", "Half", "BFloat16", "BF16", "Double", "FP8"})
-_NAMES: Final[Mapping[str, str]] = {"Half": "fp16", "Float": "fp32", "Int8": "int8"}
+_NAMES: Final[Mapping[str, str]] = MappingProxyType({"Half": "fp16", "Float": "fp32", "Int8": "int8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +168,7 @@ def _tensor(found: re.Match[str]) -> KernelTensor:
 
 def _dtype_of_format(text: str) -> str:
     """Where the type is only in the words of the format: ``Row major linear FP16 format``."""
-    words = {
-        "FP16": "Half",
-        "Half": "Half",
-        "FP32": "Float",
-        "Float": "Float",
-        "Int8": "Int8",
-        "INT8": "Int8",
-        "UINT8": "UInt8",
-        "Int32": "Int32",
-    }
-    return next((dtype for word, dtype in words.items() if re.search(rf"\b{word}\b", text)), "unknown")
+    return next((dtype for word, dtype in _WORDS.items() if re.search(rf"\b{word}\b", text)), "unknown")
 
 
 def _inspected(text: str) -> Sequence[Mapping[str, Any]]:

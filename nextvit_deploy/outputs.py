@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nextvit_exporters.errors import DeployError, OutputNotWritten
-from nextvit_exporters.files import atomic_path, atomic_write
+from nextvit_exporters.files import not_written
 
 
 def check_writable(output: Path) -> None:
@@ -24,24 +27,62 @@ def check_writable(output: Path) -> None:
 
 
 @contextmanager
-def published(artefact: Path, manifest: Path) -> Iterator[tuple[Path, Path]]:
-    """Siblings of both to write, which take the two names together when the block succeeds.
+def published(artefact: Path) -> Iterator[Path]:
+    """The artefact's place in a hidden folder beside it, to write it and whatever belongs beside it.
 
-    On any exception whatever was at both places is still there. Raises OutputNotWritten.
+    All that is in that folder when the block succeeds takes its place beside the artefact, which comes last. On any
+    exception whatever was at those places is still there. Raises OutputNotWritten.
     """
-    earlier = _bytes_of(manifest)
+    draft = artefact.with_name(f".{artefact.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     with _folder_for(artefact):
         try:
-            with (
-                atomic_path(artefact) as sibling,
-                atomic_path(manifest) as manifest_sibling,
-                _named({sibling.name: artefact.name, manifest_sibling.name: manifest.name}),
-            ):
-                yield sibling, manifest_sibling
-        except BaseException:
-            if _bytes_of(manifest) != earlier:  # it took its name first, and the artefact could not follow
-                _restore(manifest, earlier)
+            draft.mkdir()
+            with _named(draft, artefact.parent):
+                yield draft / artefact.name
+                _move(draft, artefact)
+        except OSError as error:
+            if draft in Path(str(error.filename)).parents:
+                raise not_written(artefact, error) from error
             raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move(draft: Path, artefact: Path) -> None:
+    """Give every file of ``draft`` its place, the artefact last; all of them or none."""
+    files = sorted((each for each in draft.iterdir()), key=lambda each: (each.name == artefact.name, each.name))
+    earlier = draft / "earlier"
+    moved: list[Path] = []
+    try:
+        earlier.mkdir()
+        for file in files:
+            place = artefact.with_name(file.name)
+            try:
+                if place.is_file():
+                    _keep(place, earlier / file.name)
+                moved.append(place)
+                file.replace(place)
+            except OSError as error:
+                raise not_written(place, error) from error
+    except BaseException:
+        for place in moved:
+            _restore(place, earlier / place.name)
+        raise
+
+
+def _keep(place: Path, kept: Path) -> None:
+    """A second name for what is at ``place``, or a copy where the file system has no such thing."""
+    try:
+        kept.hardlink_to(place)
+    except OSError:
+        shutil.copy2(place, kept)
+
+
+def _restore(place: Path, kept: Path) -> None:
+    if kept.exists():
+        kept.replace(place)
+    elif place.is_file():
+        place.unlink()
 
 
 @contextmanager
@@ -61,31 +102,17 @@ def _folder_for(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _named(names: Mapping[str, str]) -> Iterator[None]:
-    """Call outputs by their own names in errors, not by those they have while they are written."""
+def _named(draft: Path, folder: Path) -> Iterator[None]:
+    """Name outputs in errors by where they will be, not by where they are written."""
     try:
         yield
     except DeployError as error:
-        message = str(error)
-        for temporary, name in names.items():
-            message = message.replace(temporary, name)
-        raise type(error)(message) from error
+        raise type(error)(str(error).replace(str(draft), str(folder))) from error
 
 
 def _refused(folder: Path, error: OSError) -> OutputNotWritten:
     reason = "it is a file, not a folder" if isinstance(error, FileExistsError) else error.strerror
     return OutputNotWritten(f"{folder} can't be written: {reason}; choose another output")
-
-
-def _bytes_of(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def _restore(path: Path, earlier: bytes | None) -> None:
-    if earlier is None:
-        path.unlink(missing_ok=True)
-    else:
-        atomic_write(path, earlier)
 
 
 def _exists(folder: Path) -> bool:

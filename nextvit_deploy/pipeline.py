@@ -82,11 +82,11 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         del checkpoint
     with clock.step("PyTorch with rounded constants"):
         rounded = v.rounded_outputs(spec, graph, cases)
-    with published(path, manifest_path(path)) as (sibling, manifest_sibling):
+    with published(path) as draft:
         with clock.step(f"build {request.target}"):
             module = target.lower(spec, graph)
             g.release(graph)
-            built = target.build(spec, module, sibling, provenance(spec, info, passes), on_step)
+            built = target.build(spec, module, draft, provenance(spec, info, passes), on_step)
             g.release(module)
         with clock.step("verify the saved file"):
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
@@ -104,7 +104,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             versions=versions(),
             seconds=clock.seconds,
         )
-        manifest.write(manifest_sibling)
+        manifest.write(manifest_path(draft))
     return manifest
 
 

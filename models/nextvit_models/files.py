@@ -46,8 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield sibling
         sibling.replace(path)
     except OSError as error:
-        if _is_about(error, sibling, path) and error.errno in _REMEDY:
-            raise OutputNotWritten(f"{path} was not written: {_REMEDY[error.errno]}") from error
+        if _is_about(error, sibling, path):
+            raise not_written(path, error) from error
         raise
     finally:
         _remove(sibling)
@@ -57,6 +57,13 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, all of it or nothing. Raises OutputNotWritten."""
     with atomic_path(path) as sibling:
         sibling.write_bytes(data)
+
+
+def not_written(path: Path, error: OSError) -> Exception:
+    """Why the system refused the output ``path``, with what to do; ``error`` itself where there is no advice."""
+    if error.errno not in _REMEDY:
+        return error
+    return OutputNotWritten(f"{path} was not written: {_REMEDY[error.errno]}")
 
 
 def sha256_of(path: Path) -> str:

@@ -234,7 +234,8 @@ def test_interrupted_while_the_file_is_verified(
     seen: list[str] = []
 
     def interrupt(_: object, path: Path, *__: object) -> None:
-        seen.extend(each.name for each in path.parent.iterdir() if each.name.startswith("."))
+        seen.extend(each.name for each in path.parent.parent.iterdir() if each.name.startswith("."))
+        assert path.exists()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(v, "verify", interrupt)
@@ -332,14 +333,36 @@ def test_a_build_that_is_no_onnx_writes_nothing(tmp_path: Path, earlier: dict[st
 
 
 def test_published_restores_what_it_cannot_finish(tmp_path: Path) -> None:
-    """The artefact's place is taken by a folder after the check: the manifest, renamed first, is taken back."""
+    """The artefact's place is taken by a folder after the check: what went before it is taken back."""
     artefact, manifest = tmp_path / "a", tmp_path / "a.json"
     for before in (None, b"older"):
         if before is not None:
             manifest.write_bytes(before)
-        with pytest.raises(OutputNotWritten), published(artefact, manifest) as (sibling, manifest_sibling):
-            sibling.write_bytes(b"new")
-            manifest_sibling.write_bytes(b"newer")
+        with pytest.raises(OutputNotWritten, match="a was not written: it is a folder"), published(artefact) as draft:
+            draft.write_bytes(b"new")
+            draft.with_name("a.json").write_bytes(b"newer")
             artefact.mkdir(exist_ok=True)
         artefact.rmdir()
         assert contents(tmp_path) == ({} if before is None else {"a.json": before})
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_published_takes_all_or_nothing(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """With the earlier files kept by a second name or, where there is no such thing, as copies."""
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    artefact = tmp_path / "a"
+    for name in ("a", "a.log"):
+        (tmp_path / name).write_bytes(b"older " + name.encode())
+    before = contents(tmp_path)
+    trap = Trap("replace", tmp_path, 3, full)
+    with monkeypatch.context() as patched, pytest.raises(OutputNotWritten):  # noqa: SIM117 - the trap is set inside
+        with published(artefact) as draft:
+            for name in ("a", "a.log", "a.onnx"):
+                draft.with_name(name).write_bytes(b"newer")
+            trap.into(patched, "replace")
+    assert contents(tmp_path) == before
+    with published(artefact) as draft:
+        for name in ("a", "a.log", "a.onnx"):
+            draft.with_name(name).write_bytes(b"newer")
+    assert contents(tmp_path) == dict.fromkeys(("a", "a.log", "a.onnx"), b"newer")

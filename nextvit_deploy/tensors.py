@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.executors.base import Array
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
 INPUT: Final = "image"
 OUTPUT: Final = "logits"
 
-Images = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint8]
+Images = Array
+"""As the artefact reads them; ``check_images`` holds type and shape against the spec."""
 
 
 def engine_of(spec: ExportSpec) -> EngineSpec:

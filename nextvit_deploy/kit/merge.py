@@ -1,0 +1,171 @@
+"""Bring a verdict back from the machine with the GPU, and put it into the manifests it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from nextvit_deploy.kit.build import KIT, MANIFEST, is_kit
+from nextvit_deploy.verify import Verdict
+from nextvit_exporters.errors import DeployError
+from nextvit_exporters.files import atomic_write, sha256_of
+
+_LARGEST: Final = 1 << 20
+"""Bytes of a verdict; a real one has two thousand."""
+_REQUIRED: Final[Mapping[str, type]] = {
+    "schema": int,
+    "kit": str,
+    "files": dict,
+    "verdict": str,
+    "why": str,
+    "date": str,
+}
+_MEASURED: Final[Mapping[str, type]] = {
+    "gpu": dict,
+    "tensorrt": str,
+    "engine": dict,
+    "kernels": int,
+    "dtypes": dict,
+    "comparison": dict,
+    "tolerance": dict,
+    "latency_ms": dict,
+}
+"""What a verdict says more where the engine was executed."""
+
+
+def merge_verdict(kit: Path, verdict: Path) -> dict[str, Any]:
+    """Put ``verdict`` into the kit's manifest, and into the engine's where that is still of the same ONNX file.
+
+    It becomes the entry ``device``; merging again replaces it. A device that failed makes the whole manifest
+    ``failed``. Returns the merged manifest. Raises DeployError where the kit is not whole, the verdict belongs to
+    another, or it is not one that check.py writes.
+    """
+    told = _kit(kit)
+    found = _verdict(verdict)
+    if found["kit"] != sha256_of(kit / KIT) or found["files"] != told["files"]:
+        raise DeployError(f"{verdict} belongs to another kit than {kit}; run check.py in this one")
+    _check_measured(verdict, found, told)
+    merged = _with_device(_manifest(kit / MANIFEST), found)
+    beside = _beside(kit, told, merged)
+    _write(kit / MANIFEST, merged)
+    if beside is not None:
+        path, theirs = beside
+        _write(path, _with_device(theirs, found))
+    return merged
+
+
+def _kit(folder: Path) -> dict[str, Any]:
+    if not is_kit(folder):
+        raise DeployError(f"{folder} is no kit; name the folder that --kit wrote")
+    told = _object(folder / KIT)
+    files = told.get("files")
+    if not isinstance(files, dict) or "model.onnx" not in files or not isinstance(told.get("manifest"), str):
+        raise DeployError(f"{folder / KIT} is damaged; write the kit again")
+    for name, expected in files.items():
+        path = folder / Path(name).name
+        if not path.is_file() or sha256_of(path) != expected:
+            raise DeployError(f"{path} is not the file that the kit was made with; write the kit again")
+    return told
+
+
+def _verdict(path: Path) -> dict[str, Any]:
+    found = _object(path)
+    _check_fields(path, found, _REQUIRED)
+    if found["schema"] != 1 or found["verdict"] not in {str(each) for each in Verdict}:
+        _refuse(path, "its schema or verdict is unknown")
+    try:
+        datetime.fromisoformat(found["date"])
+    except ValueError:
+        _refuse(path, "its date is none")
+    if set(found) - set(_REQUIRED) - set(_MEASURED) - {"model"}:
+        _refuse(path, "it has fields that check.py doesn't write")
+    return found
+
+
+def _check_measured(path: Path, found: Mapping[str, Any], kit: Mapping[str, Any]) -> None:
+    """A verdict must follow from its own figures, or say why there are none."""
+    if not set(found) & set(_MEASURED):
+        if found["verdict"] != str(Verdict.NOT_VERIFIED) or not found["why"]:
+            _refuse(path, f"it says {found['verdict']} without a measurement")
+        return
+    _check_fields(path, found, _MEASURED)
+    if found["verdict"] != str(Verdict.VERIFIED):
+        return
+    seen, error = found["comparison"], found["comparison"].get("relative_rms")
+    within = isinstance(error, float | int) and 0 <= error <= kit["tolerance"]["relative_rms"]
+    if seen.get("finite") is not True or not within or found["tolerance"] != kit["tolerance"]:
+        _refuse(path, "it says verified, and its own figures don't")
+
+
+def _check_fields(path: Path, found: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+    for name, kind in fields.items():
+        if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
+            _refuse(path, f"'{name}' is missing or of another kind")
+
+
+def _with_device(manifest: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the device's entry; its own verdict is kept beside, so that merging again starts from it."""
+    earlier = manifest.get("device")
+    own = earlier["verdict_without_device"] if isinstance(earlier, dict) else manifest["verdict"]
+    failed = found["verdict"] == str(Verdict.FAILED)
+    entry = {**found, "verdict_without_device": own}
+    return {**manifest, "device": entry, "verdict": str(Verdict.FAILED) if failed else own}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    told = _object(path)
+    device = told.get("device", {"verdict_without_device": ""})
+    if (
+        not isinstance(told.get("verdict"), str)
+        or not isinstance(device, dict)
+        or "verdict_without_device" not in device
+    ):
+        raise DeployError(f"{path} is no manifest; write the kit again")
+    return told
+
+
+def _beside(kit: Path, told: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The engine's own manifest, where it is still there and tells of this kit's ONNX file or of the same artefact."""
+    path = Path(kit.resolve() / told["manifest"]).resolve()
+    try:
+        theirs = _manifest(path)
+    except DeployError:
+        return None
+    same = _mentions(theirs, told["files"]["model.onnx"]) or theirs.get("artifact") == ours.get("artifact")
+    return (path, theirs) if same else None
+
+
+def _mentions(value: object, sha256: str) -> bool:
+    if isinstance(value, dict | list):
+        return any(_mentions(each, sha256) for each in (value.values() if isinstance(value, dict) else value))
+    return value == sha256
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A file that holds one strict JSON object; raises DeployError for anything else."""
+
+    def constant(word: str) -> NoReturn:
+        raise ValueError(f"{word} is not JSON")
+
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DeployError(f"{path} is too large to be one of check.py's files; run check.py again")
+        value = json.loads(path.read_bytes(), parse_constant=constant)
+    except OSError as error:
+        raise DeployError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DeployError(f"{path} is no JSON; run check.py again and copy the whole file") from error
+    if not isinstance(value, dict):
+        raise DeployError(f"{path} holds no JSON object; run check.py again and copy the whole file")
+    return value
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise DeployError(f"{path} is not a verdict of check.py: {why}; run check.py again")
+
+
+def _write(path: Path, manifest: Mapping[str, Any]) -> None:
+    atomic_write(path, (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())

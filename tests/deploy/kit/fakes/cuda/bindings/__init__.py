@@ -1,0 +1,1 @@
+"""In front of the real package where this folder is on PYTHONPATH."""

@@ -26,7 +26,7 @@ from torch import fx, nn
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import algebra
 from nextvit_exporters.passes.base import PassResult, Refusal, Rewrite
-from nextvit_exporters.passes.dataflow import averages, bypass, describe, pointwise, push, reads_shape, replace_module
+from nextvit_exporters.passes.dataflow import averages, describe, pointwise, push, reads_shape, replace_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class MergeAverageConv(Rewrite):
                 continue
             old = g.module_as(graph, conv, nn.Conv2d)
             replace_module(graph, conv, _merged(old))
-            bypass(pool)
+            conv.replace_input_with(pool, pool.all_input_nodes[0])  # what asks for the average's sizes keeps it
             rewrites += 1
+        graph.graph.eliminate_dead_code()
         return PassResult(rewrites, tuple(refused))
 
 

@@ -45,7 +45,8 @@ print(json.dumps(time.perf_counter() - start))
 _WHOLE = """
 import json, sys, time
 from pathlib import Path
-from nextvit_deploy.pipeline import Request, export
+from nextvit_deploy.pipeline import export
+from nextvit_deploy.request import Request
 checkpoint, name, output = sys.argv[1:]
 start = time.perf_counter()
 manifest = export(Request(output=Path(output), checkpoint=checkpoint), lambda _: None)

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.pairs import interleave, seconds
-from nextvit_deploy.pipeline import Request, export
+from nextvit_deploy.pipeline import export
+from nextvit_deploy.request import Request
 from tests.harness import randomise
 
 BOUND = 0.94

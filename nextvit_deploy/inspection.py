@@ -71,9 +71,10 @@ def _artefact(path: Path) -> Inspection:
     facts: dict[str, object] = {
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "sha256": sha256_of(path),
-        "nodes": sum(saved.ops.values()),
+        saved.unit: sum(saved.ops.values()),
         "op table": dict(saved.ops),
         "computes in": saved.dtypes,
+        **saved.facts,
     }
     if saved.provenance is None:
         return Inspection(path.name, facts | {"provenance": "none: not written by this tool"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -14,11 +14,12 @@ from nextvit_deploy.verify import Check, Verdict, overall
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.passes.base import TOGETHER, PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
+from nextvit_exporters.tensorrt.backends import BACKENDS
 
 SCHEMA: Final = 1
 _WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 """What shapes an artefact's bytes; recorded inside it."""
-_JUDGES: Final = ("onnxruntime", "numpy")
+_JUDGES: Final = ("onnxruntime", "numpy", *(each.distribution for each in BACKENDS.values()))
 """What took part in verifying it; another version of these leaves the bytes alone."""
 
 
@@ -47,6 +48,10 @@ class Manifest:
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     seconds: Mapping[str, float]
+    unit: str = "nodes"
+    """What ``ops`` counts."""
+    built: Mapping[str, object] = field(default_factory=dict)
+    """What else was read back from the artefact, by name."""
 
     @property
     def verdict(self) -> Verdict:
@@ -63,7 +68,9 @@ class Manifest:
             "artifact": {"file": self.artifact.path.name, "sha256": self.artifact.sha256, "bytes": self.artifact.size},
             "passes": [asdict(each) for each in self.passes],
             "ops": dict(self.ops),
+            "unit": self.unit,
             "dtypes": self.dtypes,
+            "built": dict(self.built),
             "checks": [asdict(check) for check in self.checks],
             "notes": list(self.notes),
             "versions": dict(self.versions),
@@ -73,12 +80,17 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write the JSON, whole or not at all; raises OutputNotWritten."""
-        atomic_write(path, (json.dumps(self.as_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+        record(path, self.as_dict())
 
 
 def manifest_path(artifact: Path) -> Path:
     """The manifest's place: beside the artefact, its name with ``.json`` added."""
     return artifact.with_name(artifact.name + ".json")
+
+
+def record(path: Path, manifest: Mapping[str, object]) -> None:
+    """Write a manifest that was read back and added to, whole or not at all; raises OutputNotWritten."""
+    atomic_write(path, (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassRecord, ...]) -> dict[str, object]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
@@ -15,17 +14,17 @@ import torch
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
+from nextvit_deploy.handover import check_places, hand_over
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
-from nextvit_deploy.outputs import check_writable, published
+from nextvit_deploy.outputs import published
+from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.errors import CheckpointMismatch, UnsupportedSpec
-from nextvit_exporters.executors.base import Array
+from nextvit_exporters.errors import CheckpointMismatch
 from nextvit_exporters.files import sha256_of
-from nextvit_exporters.opsets import CONSUMERS, opset_for
 from nextvit_exporters.passes.base import PassRecord, run_passes
-from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision
+from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
@@ -34,43 +33,20 @@ OnStep = Callable[[str], None]
 _SEED: Final = 20220712
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images)."""
-
-    output: Path
-    target: str = "onnx"
-    checkpoint: str | None = None
-    ema: bool = False
-    precision: Precision = Precision.FP32
-    size: tuple[int, int] | None = None
-    batch: int = 1
-    images: Path | None = None
-    count: int = 8
-    input: InputKind = InputKind.NORMALIZED
-    consumer: str | None = None
-    opset: int | None = None
-    dynamic_batch: bool = False
-    dynamic_size: bool = False
-    simplify: bool = True
-    skip: tuple[str, ...] = ()
-
-
 def export(request: Request, on_step: OnStep) -> Manifest:
     """Load, rewrite, build, execute, compare, write: an artefact and its manifest, or neither.
 
     An artefact outside its tolerance is still written, its manifest marked ``failed``. Raises a DeployError for
     anything the user can mend.
     """
-    clock, target = _Clock(on_step), targets.load(request.target)
+    clock, target = Clock(on_step), targets.load(request.target)
     check_names(request)
     with clock.step("load the checkpoint"):
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         spec = spec_for(request, checkpoint)
         target.check_spec(spec)
         path = request.output / (spec.stem + target.SUFFIX)
-        check_writable(path)
-        check_writable(manifest_path(path))
+        check_places(request, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         info = describe(checkpoint)
@@ -103,8 +79,11 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             notes=(*notes, *_rolled_back(passes)),
             versions=versions(),
             seconds=clock.seconds,
+            unit=saved.unit,
+            built=saved.facts,
         )
         manifest.write(manifest_path(draft))
+    hand_over(request, manifest, images, original.outputs[0], on_step)
     return manifest
 
 
@@ -115,17 +94,18 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     any other file only the precision's cost is measured, and the other question stays ``not verified``. A wrong file
     is a verdict; one that can't belong to the checkpoint, or isn't a classifier's, raises a DeployError.
     """
-    clock, target = _Clock(on_step), targets.of_file(path)
+    clock, target = Clock(on_step), targets.of_file(path)
     with clock.step("load the checkpoint"):
         saved = read(target, path)
-        recorded = saved.provenance
+        recorded, source = saved.provenance, target.source(path)
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
         names = v.Names(target.INPUT, target.OUTPUT)
         if recorded:
-            spec = recorded_spec(recorded)
-            check_same_model(path, spec, checkpoint)
+            made = recorded_spec(recorded)
+            check_same_model(path, made, checkpoint)
         else:
-            spec, names = strangers_spec(path, spec_for(request, checkpoint))
+            made, names = strangers_spec(source, spec_for(request, checkpoint))
+        spec = target.adopt(made, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         info = describe(checkpoint)
@@ -135,10 +115,12 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     passes: tuple[PassRecord, ...] = ()
     if recorded:
         with clock.step("certify passes"):
-            graph, passes = rewrite(spec, checkpoint, on_step)
-            references[SAME_NETWORK] = v.rounded_outputs(spec, graph, cases)
+            graph, passes = rewrite(made, checkpoint, on_step)
+            references[SAME_NETWORK] = v.rounded_outputs(made, graph, cases)
             g.release(graph)
-        notes = (*notes, *differences(path, recorded, spec, checkpoint, passes), *_rolled_back(passes))
+        notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
+    elif source != path:
+        references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
     return Manifest(
@@ -152,6 +134,8 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         notes=notes,
         versions=versions(),
         seconds=clock.seconds,
+        unit=saved.unit,
+        built=saved.facts,
     )
 
 
@@ -163,15 +147,6 @@ def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRe
     targets.load(spec.target).check_spec(spec)
     passes = rewrite(spec, checkpoint, on_step)[1]
     return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
-
-
-def check_names(request: Request) -> None:
-    """Raise UnsupportedSpec for an unknown pass or consumer, with the nearest name, before anything is loaded."""
-    passes = sorted(each.name for each in targets.load(request.target).PASSES)
-    for name in request.skip:
-        _check_known("pass", name, passes)
-    if request.consumer is not None:
-        _check_known("consumer", request.consumer, tuple(CONSUMERS))
 
 
 def open_checkpoint(source: str | None, *, ema: bool) -> Checkpoint:
@@ -189,39 +164,15 @@ def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoi
     return replace(images, source=f"{len(images)} of the demo's digits")
 
 
-def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet]]) -> v.Reference:
     """The checkpoint's own float32 answers; raises CheckpointMismatch when they hold NaN or infinity."""
-    outputs = v.original_outputs(checkpoint.model, cases)
-    if not all(np.isfinite(output).all() for output in outputs):
+    reference = v.original_outputs(checkpoint.model, cases)
+    if not all(np.isfinite(output).all() for output in reference.outputs):
         raise CheckpointMismatch(
             f"{checkpoint.name}: PyTorch itself answers NaN or infinity on these images, so no export of it can be "
             "verified; check the weights, and the preprocessing that goes with them"
         )
-    return outputs
-
-
-def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
-    """The request with everything the checkpoint decides filled in."""
-    side = checkpoint.preprocessing.image_size
-    height, width = request.size or (side, side)
-    return ExportSpec(
-        model=checkpoint.model.config.name,
-        num_classes=checkpoint.num_classes,
-        target=request.target,
-        precision=request.precision,
-        height=height,
-        width=width,
-        batch=request.batch,
-        opset=opset_for(request.consumer, request.opset),
-        preprocessing=checkpoint.preprocessing,
-        labels=checkpoint.labels,
-        input=request.input,
-        dynamic_batch=request.dynamic_batch,
-        dynamic_size=request.dynamic_size,
-        simplify=request.simplify,
-        consumer=request.consumer,
-        skip=request.skip,
-    )
+    return reference
 
 
 def rewrite(
@@ -255,28 +206,6 @@ def describe(checkpoint: Checkpoint) -> CheckpointInfo:
     )
 
 
-def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What the user should know before trusting the result."""
-    notes: list[str] = []
-    if request.checkpoint is None:
-        notes.append("no checkpoint given: the bundled demo is used (nextvit_nano trained on digits)")
-    for stage, tokens in checkpoint.model.config.dropped_tokens(spec.height, spec.width).items():
-        notes.append(
-            f"at {spec.height}x{spec.width} the attention of stage {stage} leaves {tokens} tokens unread, "
-            "as the trained model itself does at this size"
-        )
-    notes += [line for line in checkpoint.found if line.startswith("norms")]
-    return tuple(notes)
-
-
-def notes_on_images(request: Request) -> tuple[str, ...]:
-    """What the user should know of the pictures that a file is verified on."""
-    if request.images is not None or (request.checkpoint is None and DEMO_IMAGES.is_dir()):
-        return ()
-    pictures = "the demo's digits" if DEMO_IMAGES.is_dir() else "noise"
-    return (f"no --images given: verified on {pictures}, not on pictures of your task",)
-
-
 def _small(side: int) -> int:
     """A side that leaves the same remainders as ``side`` wherever a stage halves it, and is quick to certify on."""
     return side if side < 192 else side % 128 + (128 if side % 128 < 64 else 0)
@@ -291,13 +220,6 @@ def _probe(spec: ExportSpec, batch: int, height: int, width: int) -> torch.Tenso
     return (torch.tensor(images.pixels).double() / 255.0 - mean) / std
 
 
-def _check_known(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UnsupportedSpec(f"no {what} is called '{name}'; {hint}choose one of {', '.join(known)}")
-
-
 def _rolled_back(passes: tuple[PassRecord, ...]) -> tuple[str, ...]:
     return tuple(
         f"pass {each.name} moved the outputs by {each.error_float64:.1e} and was rolled back"
@@ -307,7 +229,7 @@ def _rolled_back(passes: tuple[PassRecord, ...]) -> tuple[str, ...]:
 
 
 @dataclass(slots=True)
-class _Clock:
+class Clock:
     """Seconds per step, and the step's name to whoever shows progress."""
 
     on_step: OnStep
@@ -315,6 +237,7 @@ class _Clock:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Time a block under its name."""
         self.on_step(name)
         start = time.perf_counter()
         yield

@@ -27,7 +27,7 @@ def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> Non
             console.print(f"  {escape(line)}", style="dim")
     if manifest.passes:
         show_passes(console, manifest.passes, verbose=verbose)
-    show_ops(console, manifest.ops, manifest.dtypes)
+    show_ops(console, manifest.ops, manifest.unit, manifest.dtypes)
     size = f"{manifest.artifact.size / 1e6:.1f} MB"
     seconds = f"{sum(manifest.seconds.values()):.1f} s"
     path = escape(str(manifest.artifact.path))
@@ -72,10 +72,10 @@ def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool
                 console.print(f"  {each.name} left {escape(refusal.where)}: {escape(refusal.reason)}", style="dim")
 
 
-def show_ops(console: Console, ops: Mapping[str, int], dtypes: str) -> None:
-    """The op table on one line."""
+def show_ops(console: Console, ops: Mapping[str, int], unit: str, dtypes: str) -> None:
+    """The op table on one line; ``unit`` is what it counts."""
     listed = ", ".join(f"{count} {name}" for name, count in ops.items())
-    console.print(f"{sum(ops.values())} nodes: {listed}; {dtypes}", soft_wrap=True)
+    console.print(f"{sum(ops.values())} {unit}: {listed}; {dtypes}", soft_wrap=True)
 
 
 def show_inspection(console: Console, found: Inspection) -> None:
@@ -147,7 +147,15 @@ def _text(value: object) -> str:
         return "\n".join(
             f"{name}: {item if isinstance(item, str) else json.dumps(item)}" for name, item in value.items()
         )
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "\n".join(map(_line, value)) if isinstance(value, list) else str(value)
+
+
+def _line(item: object) -> str:
+    """An entry of a list on one line; a kernel by its kind, types and modules."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    where = ", ".join(item["modules"]) or item["name"]
+    return f"{item['kind']}  {'/'.join(item['dtypes'])}  {where}"
 
 
 def _work(macs: tuple[int, int]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from nextvit_exporters.errors import NotExecutable
 from nextvit_models.errors import DeployError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def guard() -> Iterator[None]:
     try:
         with _stoppable():
             yield
+    except NotExecutable as error:
+        fail(f"not verified: {error}", NOT_VERIFIED)
     except DeployError as error:
         fail(str(error), ERROR)
     except MemoryError:

@@ -8,7 +8,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -22,14 +22,30 @@ from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, noise_images
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.errors import DeployError, VerificationFailed
+from nextvit_exporters.engine_spec import EngineSpec
+from nextvit_exporters.errors import DeployError, NotExecutable, VerificationFailed
 from nextvit_exporters.executors.base import Array, Executor
+from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
-from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 
 _OUTPUT: Final = "logits"
 _AT_A_TIME: Final = 4
 """Images per PyTorch batch: enough to be quick, little enough to leave peak memory alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is right: who says so, and its outputs, one array for each case."""
+
+    against: str
+    outputs: Sequence[Array]
+
+
+_SOME: Final = 3
+"""Images of a batch beyond the smallest."""
+
+Cases = Sequence[tuple[str, ImageSet]]
+"""Inputs to verify on, each with its name."""
 
 Answer = list[Array] | DeployError
 """An executor's outputs, one per case, or why it could not run."""
@@ -69,9 +85,14 @@ class Check:
 
 
 def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet], ...]:
-    """The inputs to verify on: the images, and for open axes noise at other sizes, an odd one among them."""
+    """The inputs to verify on: the images, and for open axes noise at other sizes, an odd one among them.
+
+    An engine is verified at the ends of its ranges and between them.
+    """
     cases = [(images.source, images)]
     h, w = spec.height, spec.width
+    if spec.engine is not None:
+        return (*cases, *_cases_in(spec.engine, images))
     if spec.dynamic_batch:
         cases.append(("noise, batch 3", _noise(images, 3, h, w)))
     if spec.dynamic_size:
@@ -79,6 +100,20 @@ def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet],
         cases.append((f"noise, {h + 33}x{w + 5}", _noise(images, count, h + 33, w + 5)))
         cases.append((f"noise, {w}x{2 * h}", _noise(images, count, w, 2 * h)))
     return tuple(cases)
+
+
+def _cases_in(engine: EngineSpec, images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+    """Noise at the ends of an engine's ranges; of the largest batch no more than a few images are needed."""
+    if not engine.batch.fixed:
+        for batch in sorted({engine.batch.minimum, min(engine.batch.maximum, _SOME)}):
+            yield f"noise, batch {batch}", _noise(images, batch, engine.height.optimum, engine.width.optimum)
+    if engine.height.fixed and engine.width.fixed:
+        return
+    ranges = engine.height, engine.width
+    between = [min(each.maximum, (each.minimum + each.maximum) // 2 | 1) for each in ranges]
+    sizes = [(each.minimum for each in ranges), between, (each.maximum for each in ranges)]
+    for height, width in dict.fromkeys(tuple(size) for size in sizes):
+        yield f"noise, {height}x{width}", _noise(images, engine.batch.minimum, height, width)
 
 
 def artefact_inputs(spec: ExportSpec, images: ImageSet) -> Array:
@@ -102,24 +137,34 @@ def predict(model: nn.Module, inputs: Array) -> Array:
     return np.concatenate(parts)
 
 
-def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) -> Reference:
     """The checkpoint's own float32 answers."""
-    return [predict(model, images.normalised()) for _, images in cases]
+    return Reference("PyTorch float32", [predict(model, images.normalised()) for _, images in cases])
 
 
-def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> list[Array]:
+def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> Reference:
     """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
     reference = targets.load(spec.target).reference(spec, graph)
     outputs = [predict(reference, _widened(artefact_inputs(spec, images))) for _, images in cases]
     g.release(reference)
-    return outputs
+    return Reference(f"PyTorch, {spec.precision} constants", outputs)
+
+
+def onnx_outputs(spec: ExportSpec, path: Path, cases: Cases, names: Names) -> Reference:
+    """What an ONNX file of unknown making says in exact arithmetic: what another reading of it is held against.
+
+    Raises BuildFailed where ONNX Runtime can't execute it.
+    """
+    with OnnxRuntime(path, "exact") as executor:
+        outputs = [_run_batched(spec, executor, artefact_inputs(spec, images), names) for _, images in cases]
+    return Reference(f"{executor.name}, the ONNX file", outputs)
 
 
 def verify(
     spec: ExportSpec,
     path: Path,
-    cases: Sequence[tuple[str, ImageSet]],
-    references: Mapping[str, Sequence[Array]],
+    cases: Cases,
+    references: Mapping[str, Reference],
     names: Names,
 ) -> tuple[Check, ...]:
     """Execute the file at ``path`` on every case and compare with the references of each question.
@@ -132,14 +177,15 @@ def verify(
     target = targets.load(spec.target)
     for question, executor in target.executors(spec, path).items():
         tolerance = target.TOLERANCES[question][spec.precision]
-        against = {SAME_NETWORK: f"PyTorch, {spec.precision} constants", PRECISION_COST: "PyTorch float32"}[question]
+        reference = references.get(question)
+        against = reference.against if reference else f"PyTorch, {spec.precision} constants"
         blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
-        if question not in references:
+        if reference is None:
             checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
             continue
         if executor.mode not in answers:
             answers[executor.mode] = _execute(spec, executor, cases, names)
-        checks += _judge(answers[executor.mode], cases, references[question], tolerance, blank)
+        checks += _judge(answers[executor.mode], cases, reference.outputs, tolerance, blank)
     return tuple(checks)
 
 
@@ -151,7 +197,7 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
 
 
-def _execute(spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, ImageSet]], names: Names) -> Answer:
+def _execute(spec: ExportSpec, executor: Executor, cases: Cases, names: Names) -> Answer:
     try:
         with executor as running:
             return [_run_batched(spec, running, artefact_inputs(spec, images), names) for _, images in cases]
@@ -161,13 +207,14 @@ def _execute(spec: ExportSpec, executor: Executor, cases: Sequence[tuple[str, Im
 
 def _judge(
     answer: Answer,
-    cases: Sequence[tuple[str, ImageSet]],
+    cases: Cases,
     expected: Sequence[Array],
     tolerance: Tolerance,
     blank: Check,
 ) -> list[Check]:
     if isinstance(answer, DeployError):
-        return [replace(blank, verdict=Verdict.FAILED, why=str(answer))]
+        verdict = Verdict.NOT_VERIFIED if isinstance(answer, NotExecutable) else Verdict.FAILED
+        return [replace(blank, verdict=verdict, why=str(answer))]
     return [
         _judge_case(actual, want, tolerance, replace(blank, inputs=name))
         for (name, _), actual, want in zip(cases, answer, expected, strict=True)
@@ -189,7 +236,8 @@ def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Nam
 
     Raises VerificationFailed when the artefact returns something else than one row for each image.
     """
-    batch = len(inputs) if spec.dynamic_batch else spec.batch
+    largest = len(inputs) if spec.engine is None else spec.engine.batch.maximum
+    batch = min(len(inputs), largest) if spec.dynamic_batch else spec.batch
     parts: list[Array] = []
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from nextvit_exporters.errors import UnsupportedSpec
@@ -52,12 +53,16 @@ class Range:
         return cls(first, int(found[2]), int(found[3])) if found[2] else cls.of(first)
 
 
+ONE: Final = Range.of(1)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything beside the ONNX graph that changes an engine.
 
     ``backend`` is a name in ``tensorrt.backends.BACKENDS``, ``gpu`` one in ``tensorrt.backends.GPUS``. Sizes are in
-    images and pixels, the workspace in MiB; None leaves TensorRT's own default.
+    images and pixels, the workspace in MiB; None leaves TensorRT's own default. ``timing_cache`` is a file of earlier
+    timings; artefacts record its name alone, so that their bytes don't depend on a folder.
     """
 
     backend: str
@@ -67,6 +72,7 @@ class EngineSpec:
     width: Range
     workspace: int | None = None
     opt_level: int | None = None
+    timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.opt_level is not None and self.opt_level not in OPT_LEVELS:
@@ -91,10 +97,13 @@ class EngineSpec:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; ``from_dict`` reads it back."""
-        return asdict(self) | {axis: str(getattr(self, axis)) for axis in ("batch", "height", "width")}
+        ranges = {axis: str(getattr(self, axis)) for axis in ("batch", "height", "width")}
+        return asdict(self) | ranges | {"timing_cache": self.timing_cache and self.timing_cache.name}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> EngineSpec:
         """Read what ``as_dict`` wrote; raises UnsupportedSpec, TypeError or KeyError when it is something else."""
         ranges = {axis: Range.from_text(str(fields[axis])) for axis in ("batch", "height", "width")}
-        return cls(**(dict(fields) | ranges))  # type: ignore[arg-type]  # a wrong type is the caller's error
+        cache = fields["timing_cache"]
+        paths = {"timing_cache": None if cache is None else Path(str(cache))}
+        return cls(**(dict(fields) | ranges | paths))  # type: ignore[arg-type]  # a wrong type is the caller's error

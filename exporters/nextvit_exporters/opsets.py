@@ -12,6 +12,8 @@ OLDEST_OPSET: Final = 17
 NEWEST_OPSET: Final = 22
 DEFAULT_OPSET: Final = 18
 """Written by torch's exporter without conversion, and read by every runtime since early 2023."""
+TENSORRT_OPSET: Final = 20
+"""For engines: read by every TensorRT from 10.0 on; 18, 20 and 22 give the same engine, byte for byte."""
 CONSUMERS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "tensorrt-8.6": 17,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -31,6 +31,10 @@ class Saved:
     ops: Mapping[str, int]
     dtypes: str
     """Read back from its tensors: ``131 of 131 operations in fp16``."""
+    unit: str = "nodes"
+    """What ``ops`` counts."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What else there is to know, by name; JSON-ready."""
 
 
 class Target(Protocol):
@@ -91,6 +95,17 @@ class Target(Protocol):
         on_step: Callable[[str], None],
     ) -> Artifact:
         """Write the artefact, whole or not at all."""
+        ...
+
+    def source(self, path: Path) -> Path:
+        """The ONNX file that an artefact is, or was made from.
+
+        Raises NotExecutable where it isn't there, BuildFailed where it is another artefact's.
+        """
+        ...
+
+    def adopt(self, spec: ExportSpec, path: Path) -> ExportSpec:
+        """The spec under which this target executes the artefact, which may record one of another target."""
         ...
 
     def executors(self, spec: ExportSpec, path: Path) -> Mapping[str, Executor]:

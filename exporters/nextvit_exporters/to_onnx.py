@@ -25,18 +25,9 @@ from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.onnx_names import name_nodes, strip_provenance
 from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
-from nextvit_exporters.passes.average_early import AverageEarly
 from nextvit_exporters.passes.base import Pass
-from nextvit_exporters.passes.channel_first_attention import ChannelFirstAttention
-from nextvit_exporters.passes.decompose_attention import DecomposeAttention
-from nextvit_exporters.passes.drop_key_bias import DropKeyBias
-from nextvit_exporters.passes.fold_attention_scale import FoldAttentionScale
-from nextvit_exporters.passes.fold_conv_norm import FoldConvNorm
-from nextvit_exporters.passes.fold_head_norm import FoldHeadNorm
-from nextvit_exporters.passes.fold_pre_norm import FoldPreNorm
-from nextvit_exporters.passes.move_value_bias import MoveValueBias
 from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
-from nextvit_exporters.passes.strip_train_only import StripTrainOnly
+from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
@@ -52,24 +43,7 @@ OUTPUT: Final = "logits"
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
 _IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
-# ONNX Runtime 1.32 on two AVX-512 cores, Next-ViT-S at 224, ratio to the official route, quiet machine.
-PASSES: Final[tuple[Pass, ...]] = (
-    StripTrainOnly(),
-    DecomposeAttention(),  # only for models that call fused attention, such as timm's
-    FoldConvNorm(),  # 1.00: the runtime folds too; here so that weights are rounded once, from float64
-    FoldPreNorm(),  # 0.98
-    FoldHeadNorm(),  # 1.00; leaves no BatchNormalization in the file
-    FoldAttentionScale(),  # 1.00, four nodes less
-    DropKeyBias(),  # with the next 0.996 to 1.00, eight additions less
-    MoveValueBias(),
-    # PackKeyValue: 0.994 to 1.00 and four nodes more, so left out
-    ChannelFirstAttention(),  # 0.964
-    AverageEarly(),  # 0.960, 5.5 % fewer multiply-accumulates
-)
-
-# TensorRT-RTX 1.7.1, SM75, FP16, Next-ViT-S at 224: with channel-first attention 192 kernels and 26 MB of activations,
-# without it 152 and 12, since the builder then recognises fused attention.
-TENSORRT_PASSES: Final = tuple(each for each in PASSES if not isinstance(each, ChannelFirstAttention))
+PASSES: Final[tuple[Pass, ...]] = tuple({each.name: each for each in (*ONNX_RUNTIME, *TENSORRT_PASSES)}.values())
 
 SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
     {
@@ -116,13 +90,19 @@ def check_spec(spec: ExportSpec) -> None:
 
 def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     """The passes of this target in order, with what ``spec`` adds and leaves out."""
-    paying = TENSORRT_PASSES if (spec.consumer or "").startswith("tensorrt") else PASSES
-    chosen = tuple(each for each in paying if each.name not in spec.skip)
+    paying = ONNX_RUNTIME
+    if (spec.consumer or "").startswith("tensorrt"):
+        paying = tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)
+    return (*(each for each in paying if each.name not in spec.skip), *input_passes(spec))
+
+
+def input_passes(spec: ExportSpec) -> tuple[Pass, ...]:
+    """What makes the graph read raw pixels, where it shall."""
     if spec.input is InputKind.NORMALIZED:
-        return chosen
+        return ()
     mean, std = spec.preprocessing.mean, spec.preprocessing.std
     last = spec.input is InputKind.UINT8_NHWC
-    return (*chosen, NormalizeInput(mean, std, uint8=spec.input.is_uint8, channels_last=last))
+    return (NormalizeInput(mean, std, uint8=spec.input.is_uint8, channels_last=last),)
 
 
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
@@ -173,6 +153,17 @@ def build(
     return Artifact(path, sha256_of(path), path.stat().st_size)
 
 
+def source(path: Path) -> Path:
+    """The file itself."""
+    return path
+
+
+def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
+    """The spec as it is recorded."""
+    del path
+    return spec
+
+
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, OnnxRuntime]:
     """What can execute the file here, by the question it answers."""
     cost = "exact" if spec.precision is Precision.FP32 else "emulated"
@@ -198,7 +189,8 @@ def read(path: Path) -> Saved:
     for node in model.graph.node:
         ops[node.op_type] = ops.get(node.op_type, 0) + 1
     entry = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
-    provenance = json.loads(entry) if entry else None
+    quantized = "QuantizeLinear" in ops  # by another tool, which keeps a record that no longer holds
+    provenance = json.loads(entry) if entry and not quantized else None
     by_count = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
     return Saved(provenance, by_count, str(read_dtypes(model)))
 

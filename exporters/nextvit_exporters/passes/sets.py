@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.passes.average_early import AverageEarly
 from nextvit_exporters.passes.average_tokens import AverageTokens
 from nextvit_exporters.passes.base import Pass
@@ -77,3 +78,18 @@ TENSORRT: Final[Mapping[str, tuple[Pass, ...]]] = MappingProxyType(
 DEFAULT_PASS_SET: Final = "fewest-kernels"  # noqa: S105 - not a password: a pass is a rewrite
 FIXED_SIZE_ONLY: Final[frozenset[str]] = frozenset({AverageTokens().name, MergeAverageConv().name})
 """Passes that hold for the height and width they saw, and not for every other."""
+TENSORRT_PASSES: Final[tuple[Pass, ...]] = tuple(
+    {each.name: each for passes in TENSORRT.values() for each in passes}.values()
+)
+"""Every pass of a TensorRT list, each once."""
+
+
+def tensorrt_passes(name: str | None, *, dynamic_size: bool) -> tuple[Pass, ...]:
+    """The TensorRT list of that name, the default's where it is None, with what holds at every size where it must.
+
+    Raises UnsupportedSpec for an unknown name.
+    """
+    if name is not None and name not in TENSORRT:
+        raise UnsupportedSpec(f"there is no pass set '{name}'; choose one of {', '.join(TENSORRT)}")
+    passes = TENSORRT[name or DEFAULT_PASS_SET]
+    return tuple(each for each in passes if not (dynamic_size and each.name in FIXED_SIZE_ONLY))

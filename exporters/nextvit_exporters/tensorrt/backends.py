@@ -138,11 +138,20 @@ def backend(name: str) -> Backend:
 
 
 def gpu(name: str) -> Gpu:
-    """The GPU of that name, in any case and with or without hyphens; raises UnsupportedSpec when there is none."""
-    found = GPUS.get(name.lower().replace("-", "").replace(" ", ""))
-    if found is None:
-        raise UnsupportedSpec(f"there is no GPU '{name}' in the list; choose one of {', '.join(GPUS)}")
-    return found
+    """The GPU of that name, in any case and with or without hyphens, or any of a compute capability (``sm75``).
+
+    Raises UnsupportedSpec when there is none.
+    """
+    plain = name.lower().replace("-", "").replace(" ", "")
+    if plain in GPUS:
+        return GPUS[plain]
+    known = {each.capability for each in GPUS.values()}
+    for capability in known:
+        if plain == sm(capability).lower():
+            return Gpu(f"any {sm(capability)}", capability)
+    raise UnsupportedSpec(
+        f"there is no GPU '{name}' in the list; choose one of {', '.join(GPUS)}, or sm75 and its like"
+    )
 
 
 def check_precision(which: Backend, target: Gpu, precision: Precision) -> None:

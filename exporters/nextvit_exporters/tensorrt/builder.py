@@ -6,6 +6,7 @@ can't do is refused; nothing is left out in silence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,11 +145,12 @@ def _set_profile(builder: Any, network: Any, config: Any, spec: ExportSpec, log:
 
 
 def _inspect(module: Module, data: bytes, log: BuildLog) -> str:
-    """The engine inspector's JSON; the GPU that built the engine is there to load it."""
+    """The engine inspector's JSON on one line; the GPU that built the engine is there to load it."""
     engine = module.Runtime(logger(module, log)).deserialize_cuda_engine(data)
     if engine is None:
         raise BuildFailed(f"the built engine can't be loaded: {log.errors() or 'TensorRT gave no reason'}")
-    return str(engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON))
+    text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
+    return json.dumps(json.loads(text))
 
 
 def _shape(spec: ExportSpec, size: tuple[int, int, int]) -> tuple[int, int, int, int]:

@@ -19,6 +19,7 @@ from nextvit_exporters.spec import Precision
 _SECTION: Final = re.compile(r"(Inputs|Constants|Outputs): \[(.*?)\](?=, (?:Constants|Outputs|TacticName|StreamId))")
 _TENSOR: Final = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\].*?(?:, Datatype: (\w+))?, Format: ([^}]*?) \}")
 _LAYER: Final = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+_EDGE: Final = re.compile(r" Name: (.*?), IOMode: ")
 _MEMORY: Final = {
     "activation": re.compile(r"Total Activation Memory: (\d+)"),
     "weights": re.compile(r"Total Weights Memory: (\d+)"),
@@ -96,37 +97,42 @@ class EngineReport:
             found[kernel.kind] = found.get(kernel.kind, 0) + 1
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
+    def dtypes(self) -> str:
+        """Computing kernels by the types they compute in: ``150 kernels in fp16``."""
+        found: dict[str, int] = {}
+        for kernel in self.compute():
+            types = "/".join(sorted(_NAMES.get(each, each) for each in kernel.dtypes(self.edges)))
+            found[types] = found.get(types, 0) + 1
+        return ", ".join(f"{count} kernels in {types}" for types, count in found.items())
+
     def compute(self) -> tuple[Kernel, ...]:
         """The kernels that compute on something other than the network's own inputs and outputs."""
         return tuple(each for each in self.kernels if each.dtypes(self.edges) & (_FLOATS | {"Int8"}))
 
 
-def read_log(entries: Iterable[tuple[str, str]], edges: Iterable[str]) -> EngineReport:
-    """The report in the builder's log; ``edges`` names the network's inputs and outputs.
-
-    Raises BuildFailed when the log holds no list of layers.
-    """
-    texts = [text for _, text in entries]
-    lines = [line for text in texts if "Layers:" in text for line in text.splitlines()]
-    kernels = [_from_line(line) for line in lines if line.startswith("Name: ")]
-    if not kernels:
-        kernels = [_from_json(layer) for text in texts for layer in _inspected(text)]
+def read_log(lines: Sequence[str]) -> EngineReport:
+    """The report in the lines of a builder's log; raises BuildFailed when it holds no list of layers."""
+    listed = [_from_line(line) for line in lines if line.startswith("Name: ") and ", LayerType: " in line]
+    inspected = [found for line in lines if (found := _inspected(line))]
+    kernels = listed or [_from_json(layer) for found in inspected for layer in found["Layers"]]
     if not kernels:
         raise BuildFailed("TensorRT's log lists no layers, so what it built can't be read back")
-    memory = {name: _last(pattern, texts) for name, pattern in _MEMORY.items()}
+    edges = {match[1] for line in lines if (match := _EDGE.match(line))}
+    edges |= {str(name).partition(" [")[0] for found in inspected for name in found.get("Bindings", ())}
+    memory = {name: _last(pattern, lines) for name, pattern in _MEMORY.items()}
     return EngineReport(tuple(kernels), frozenset(edges), **memory)
 
 
 def check_dtypes(report: EngineReport, precision: Precision) -> str:
     """Say what was asked and what was built; raise BuildFailed where the two differ.
 
-    FP16 and FP32 mean every computing kernel. INT8 means some kernel in INT8, and none in float32.
+    FP16 and FP32 mean every computing kernel. INT8 means that some are in INT8; the others are as the graph says.
     """
     kernels = report.compute()
     wanted = {Precision.FP16: "Half", Precision.FP32: "Float", Precision.INT8: "Int8"}[precision]
     if precision is Precision.INT8:
         right = [each for each in kernels if wanted in each.dtypes(report.edges)]
-        wrong = [each for each in kernels if "Float" in each.dtypes(report.edges)]
+        wrong = []
     else:
         right = [each for each in kernels if each.dtypes(report.edges) & _FLOATS == {wanted}]
         wrong = [each for each in kernels if each not in right]
@@ -171,15 +177,16 @@ def _dtype_of_format(text: str) -> str:
     return next((dtype for word, dtype in _WORDS.items() if re.search(rf"\b{word}\b", text)), "unknown")
 
 
-def _inspected(text: str) -> Sequence[Mapping[str, Any]]:
-    """The layers in the engine inspector's JSON; none when ``text`` is something else."""
-    if not text.lstrip().startswith("{"):
-        return ()
+def _inspected(line: str) -> Mapping[str, Any]:
+    """The engine inspector's JSON, which the builder logs on one line; empty when ``line`` is something else."""
+    start = line.find("{")
+    if start < 0 or '"Layers"' not in line:
+        return {}
     try:
-        layers = json.loads(text).get("Layers", ())
+        found = json.loads(line[start:])
     except ValueError:
-        return ()
-    return [layer for layer in layers if isinstance(layer, dict)]
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("Layers"), list) else {}
 
 
 def _from_json(layer: Mapping[str, Any]) -> Kernel:

@@ -25,8 +25,8 @@ class BuildLog:
     entries: list[tuple[str, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line for each entry, its severity first; entries of several lines stay together."""
-        return [f"{severity} {text}" for severity, text in self.entries]
+        """The log's lines, each entry's first one with its severity."""
+        return [line for severity, text in self.entries for line in f"{severity} {text}".splitlines()]
 
     def errors(self) -> str:
         """The first errors on one line, empty when there is none."""

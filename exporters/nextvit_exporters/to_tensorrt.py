@@ -1,0 +1,242 @@
+"""The TensorRT target: a strongly typed ONNX file, the engine built from its bytes, and the builder's log beside both.
+
+An engine ``x.engine`` comes with ``x.onnx``, the bytes that went into the builder, and ``x.engine.log``, everything
+TensorRT said, whose last line names the SHA-256 of both. The engine itself can only run on its own GPU; what TensorRT
+understood, the network it parsed from ``x.onnx``, is executed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from torch import fx
+
+from nextvit_exporters import targets, to_onnx
+from nextvit_exporters.engine_spec import EngineSpec, Range
+from nextvit_exporters.errors import BuildFailed, NotExecutable, UnsupportedSpec
+from nextvit_exporters.executors.tensorrt_network import Mode, TensorRTNetwork
+from nextvit_exporters.files import atomic_write, sha256_of
+from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.sets import TENSORRT, TENSORRT_PASSES, tensorrt_passes
+from nextvit_exporters.spec import Artifact, ExportSpec, Precision, Tolerance
+from nextvit_exporters.targets import Saved
+from nextvit_exporters.tensorrt.backends import DEFAULT_GPU, backend, check_precision, gpu, load, sm
+from nextvit_exporters.tensorrt.builder import BuiltEngine, build_engine
+from nextvit_exporters.tensorrt.header import read_header
+from nextvit_exporters.tensorrt.kernels import EngineReport, check_dtypes, read_log
+from nextvit_exporters.tensorrt.onnx_input import check_onnx, read_onnx
+from nextvit_exporters.tensorrt.report import describe
+
+SUFFIX: Final = ".engine"
+PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8)
+INPUT: Final = to_onnx.INPUT
+OUTPUT: Final = to_onnx.OUTPUT
+PASSES: Final = TENSORRT_PASSES
+
+SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "float32 alone: 2.5e-7 (nano) to 4.5e-7 (large)"),
+        Precision.FP16: Tolerance(1e-5, "the same arithmetic on FP16-valued constants, so the same bound as fp32"),
+        Precision.INT8: Tolerance(
+            5e-3,
+            "a value between two steps falls to either side: up to 1.2e-3 between two sound executors of one graph",
+        ),
+    }
+)
+PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "folds rounded once from float64: 2.5e-7 (nano) to 4.4e-7 (large)"),
+        Precision.FP16: Tolerance(
+            1e-2, "emulated storage: 3.7e-4 (trained nano) to 7.4e-4 (large at 384, random weights)"
+        ),
+        Precision.INT8: Tolerance(
+            1e-1, "whole graph but the attention in INT8: 1.4e-2 to 5.1e-2 (random weights), 2.8e-2 (trained nano)"
+        ),
+    }
+)
+TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = MappingProxyType(
+    {targets.SAME_NETWORK: SAME_NETWORK, targets.PRECISION_COST: PRECISION_COST}
+)
+_RECORD: Final = "nextvit-deploy built"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The SHA-256 of an engine and of the ONNX file it was built from, and the precision asked for.
+
+    The log beside them records all three in its last line.
+    """
+
+    engine: str
+    onnx: str
+    precision: Precision
+
+
+def onnx_of(path: Path) -> Path:
+    """The ONNX file beside an engine; an ONNX file is its own."""
+    return path.with_suffix(to_onnx.SUFFIX)
+
+
+def log_of(path: Path) -> Path:
+    """The builder's log beside an engine."""
+    return path.with_name(f"{path.name}.log")
+
+
+def check_spec(spec: ExportSpec) -> None:
+    """Raise UnsupportedSpec for what can't be built, with what can."""
+    if spec.engine is None:
+        raise UnsupportedSpec("the spec asks for no engine; name backend, GPU and sizes")
+    if spec.pass_set is not None and spec.pass_set not in TENSORRT:
+        raise UnsupportedSpec(f"there is no pass set '{spec.pass_set}'; choose one of {', '.join(TENSORRT)}")
+    chosen = backend(spec.engine.backend)
+    check_precision(chosen, gpu(spec.engine.gpu), spec.precision)
+    if spec.engine.timing_cache is not None and chosen.without_timings:
+        raise UnsupportedSpec(f"{chosen.name} takes no timing cache: {chosen.without_timings}; drop --timing-cache")
+    known = {each.name for each in PASSES}
+    if unknown := [name for name in spec.skip if name not in known]:
+        raise UnsupportedSpec(f"no pass is called '{unknown[0]}'; the passes are {', '.join(sorted(known))}")
+    if spec.precision is not Precision.INT8:  # its graph is given, not written
+        to_onnx.check_spec(replace(spec, skip=()))
+
+
+def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
+    """The passes of the chosen set in order, with what ``spec`` adds and leaves out."""
+    paying = tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)
+    return (*(each for each in paying if each.name not in spec.skip), *to_onnx.input_passes(spec))
+
+
+def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """As the ONNX target does; raises UnsupportedSpec for INT8, which comes as a quantized ONNX file."""
+    if spec.precision is Precision.INT8:
+        raise UnsupportedSpec("INT8 needs a quantized graph; give one with --onnx FILE, or choose --fp16")
+    return to_onnx.lower(spec, graph)
+
+
+def reference(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """As the ONNX target does."""
+    return to_onnx.reference(spec, graph)
+
+
+def build(
+    spec: ExportSpec,
+    module: fx.GraphModule,
+    path: Path,
+    provenance: Mapping[str, object],
+    on_step: Callable[[str], None],
+) -> Artifact:
+    """Write the ONNX file, the engine built from it and the builder's log; raises BuildFailed or UnsupportedSpec."""
+    to_onnx.build(spec, module, onnx_of(path), provenance, on_step)
+    return assemble(spec, path, on_step)
+
+
+def assemble(spec: ExportSpec, path: Path, on_step: Callable[[str], None]) -> Artifact:
+    """Build the engine ``path`` from the ONNX file beside it, and write its log.
+
+    Raises BuildFailed with TensorRT's own reasons, also where the kernels' types are not what was asked.
+    """
+    if spec.engine is None:
+        raise UnsupportedSpec("the spec asks for no engine; name backend, GPU and sizes")
+    chosen = backend(spec.engine.backend)
+    module = load(chosen)
+    model = onnx_of(path)
+    check_onnx(read_onnx(model), model.name, chosen, str(module.__version__), spec.precision)
+    cache = spec.engine.timing_cache
+    earlier = None if cache is None else (cache.read_bytes() if cache.is_file() else b"")
+    on_step("TensorRT: parse the ONNX file")
+    built = build_engine(chosen, module, model.read_bytes(), spec, on_step, earlier)
+    check_dtypes(read_log(built.log.lines()), spec.precision)
+    atomic_write(path, built.data)
+    if cache is not None and built.timing_cache is not None:
+        atomic_write(cache, built.timing_cache)
+    artifact = Artifact(path, sha256_of(path), path.stat().st_size)
+    _write_log(path, built, Origin(artifact.sha256, sha256_of(model), spec.precision))
+    return artifact
+
+
+def source(path: Path) -> Path:
+    """The ONNX file beside an engine, known to be what the engine was built from.
+
+    Raises NotExecutable where it or the log is missing, BuildFailed where they tell of another engine.
+    """
+    beside, log = onnx_of(path), log_of(path)
+    origin = _origin(log)
+    if origin is None or not beside.is_file():
+        raise NotExecutable(f"{beside.name} and {log.name} are not both beside {path.name}; export it again")
+    for file, recorded in ((path, origin.engine), (beside, origin.onnx)):
+        if sha256_of(file) != recorded:
+            raise BuildFailed(f"{file.name} is not the file that {log.name} tells of; export it again")
+    return beside
+
+
+def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
+    """``spec`` with the engine's backend and GPU from its header, where it was written for another target."""
+    origin = _origin(log_of(path))
+    if spec.engine is not None or origin is None:
+        return spec
+    header = read_header(path)
+    capability = (header.capabilities or (gpu(DEFAULT_GPU).capability,))[0]
+    batch, height, width = (Range.of(size) for size in (spec.batch, spec.height, spec.width))
+    engine = EngineSpec(header.backend, sm(capability).lower(), batch, height, width)
+    return replace(spec, target="tensorrt", precision=origin.precision, engine=engine)
+
+
+def executors(spec: ExportSpec, path: Path) -> Mapping[str, TensorRTNetwork]:
+    """The network that TensorRT parses from the ONNX file beside the engine, by the question it answers.
+
+    Raises as ``source`` does, and UnsupportedSpec where the spec asks for no engine.
+    """
+    if spec.engine is None:
+        raise UnsupportedSpec(f"{path.name} names no engine; export it again")
+    parsed_from = source(path) if path.suffix == SUFFIX else path
+    chosen = backend(spec.engine.backend)
+    cost: Mode = "exact" if spec.precision is Precision.FP32 else "emulated"
+    return {
+        targets.SAME_NETWORK: TensorRTNetwork(parsed_from, "exact", chosen),
+        targets.PRECISION_COST: TensorRTNetwork(parsed_from, cost, chosen),
+    }
+
+
+def read(path: Path) -> Saved:
+    """What the engine's header says and, where its log and ONNX file are beside it, kernels, memory and provenance.
+
+    Raises BuildFailed when it is missing or no engine.
+    """
+    header = read_header(path)
+    origin = _origin(log_of(path))
+    if origin is None or origin.engine != sha256_of(path):
+        return Saved(None, {}, f"not known: {log_of(path).name} is not beside it", "kernels", describe(header, None))
+    report = read_log(log_of(path).read_text(encoding="utf-8").splitlines())
+    beside, provenance = onnx_of(path), None
+    if beside.is_file() and origin.onnx == sha256_of(beside):
+        provenance = to_onnx.read(beside).provenance
+    return Saved(provenance, report.count(), _dtypes(report, origin.precision), "kernels", describe(header, report))
+
+
+def _dtypes(report: EngineReport, asked: Precision) -> str:
+    """What was asked against what was built."""
+    try:
+        return f"{check_dtypes(report, asked)} ({report.dtypes()})"
+    except BuildFailed as error:
+        return str(error)
+
+
+def _write_log(path: Path, built: BuiltEngine, origin: Origin) -> None:
+    record = f"{_RECORD} engine {origin.engine} from onnx {origin.onnx} in {origin.precision}"
+    text = "\n".join([*built.log.lines(), record, ""])
+    atomic_write(log_of(path), text.encode("utf-8", "backslashreplace"))
+
+
+def _origin(log: Path) -> Origin | None:
+    """The last line of a log, None where there is none or it isn't whole."""
+    if not log.is_file():
+        return None
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    words = lines[-1].split() if lines else []
+    known = {str(each): each for each in Precision}
+    if len(words) != 9 or not lines[-1].startswith(_RECORD) or words[8] not in known:
+        return None
+    return Origin(words[3], words[6], known[words[8]])

@@ -1,0 +1,110 @@
+"""Commands that look at what is there: an artefact, a checkpoint, this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextvit_deploy import terminal as t
+from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.report import report
+
+
+def verify(
+    artefact: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    *,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="CKPT", help="What it was made from; the demo when left out.")
+    ] = None,
+    ema: o.Ema = False,
+    images: o.Images = None,
+    count: o.Count = 8,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Execute a saved file and compare it with its checkpoint."""
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy.pipeline import verify_saved
+        from nextvit_deploy.request import Request
+
+        request = Request(output=artefact.parent, checkpoint=checkpoint, ema=ema, images=images, count=count)
+        manifest = verify_saved(artefact, request, on_step)
+    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def inspect(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[ARTEFACT|CKPT]", help="An .onnx file, a checkpoint or a hub id.")
+    ] = None,
+    *,
+    size: o.Size = None,
+    ema: o.Ema = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Say what a checkpoint or an artefact is."""
+    with t.guard():
+        from nextvit_deploy.inspection import inspect as look
+        from nextvit_deploy.manifest import plain
+        from nextvit_deploy.render import show_inspection
+
+        found = look(source, o.parse_size(size), ema=ema)
+        if as_json:
+            t.print_json(plain({"name": found.name, **found.facts}))
+        elif not quiet:
+            with t.printing() as console:
+                show_inspection(console, found)
+
+
+def passes(
+    checkpoint: o.Ckpt = None,
+    *,
+    size: o.Size = None,
+    skip: o.Skip = None,
+    ema: o.Ema = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run the graph rewrites and print the certified table; nothing is written."""
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from dataclasses import asdict
+
+        from nextvit_deploy.manifest import plain
+        from nextvit_deploy.pipeline import certify
+        from nextvit_deploy.render import show_notes, show_passes
+        from nextvit_deploy.request import Request
+
+        request = Request(
+            output=Path(), checkpoint=checkpoint, ema=ema, size=o.parse_size(size), skip=tuple(skip or ())
+        )
+        _, records, notes = certify(request, on_step)
+    if as_json:
+        t.print_json(plain({"passes": [asdict(each) for each in records], "notes": notes}))
+    elif not quiet:
+        with t.printing() as console:
+            show_notes(console, notes)
+            show_passes(console, records, verbose=verbose)
+    if wrong := [each.name for each in records if not each.certified]:
+        t.fail(f"rolled back, for it moved the outputs: {', '.join(wrong)}; report it, or --skip-pass it", t.FAILED)
+
+
+def doctor(*, as_json: o.AsJson = False) -> None:
+    """Say what works on this machine, and how to install what is missing."""
+    with t.guard():
+        from dataclasses import asdict
+
+        from nextvit_deploy import doctor as d
+
+        installed = d.installed_versions()
+        facts, lanes = (*d.machine(), *d.packages(installed)), d.lanes(installed)
+        if as_json:
+            t.print_json({"facts": {f.name: f.value for f in facts}, "lanes": [asdict(lane) for lane in lanes]})
+        else:
+            from nextvit_deploy.render_doctor import show_doctor
+
+            with t.printing() as console:
+                show_doctor(console, facts, lanes)

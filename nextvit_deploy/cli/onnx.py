@@ -1,0 +1,74 @@
+"""``onnx``: a checkpoint as an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextvit_deploy import terminal as t
+from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.report import report
+
+
+def _consumers(incomplete: str) -> list[str]:
+    from nextvit_exporters.opsets import CONSUMERS
+
+    return [name for name in CONSUMERS if name.startswith(incomplete)]
+
+
+def onnx(  # noqa: PLR0913 - one parameter per option
+    checkpoint: o.Ckpt = None,
+    *,
+    output: o.Output = Path("exports"),
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 inside, float32 at input and output.")] = False,
+    size: o.Size = None,
+    batch: o.Batch = 1,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch open.")] = False,
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Leave height and width open.")] = False,
+    reads: o.Reads = o.InputChoice.NORMALIZED,
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="NAME",
+            help="Who reads the file, such as tensorrt-10; sets the opset.",
+            autocompletion=_consumers,
+        ),
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", min=1, help="ONNX opset, in place of --for's or 18.")] = None,
+    simplify: Annotated[bool, typer.Option(help="Run onnx-simplifier.")] = True,
+    skip: o.Skip = None,
+    ema: o.Ema = False,
+    images: o.Images = None,
+    count: o.Count = 8,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Export to ONNX and verify the saved file against PyTorch."""
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy.pipeline import export
+        from nextvit_deploy.request import Request
+        from nextvit_exporters.spec import InputKind, Precision
+
+        request = Request(
+            output=output,
+            checkpoint=checkpoint,
+            ema=ema,
+            precision=Precision.FP16 if fp16 else Precision.FP32,
+            size=o.parse_size(size),
+            batch=batch,
+            images=images,
+            count=count,
+            input=InputKind(reads.value),
+            consumer=consumer,
+            opset=opset,
+            dynamic_batch=dynamic_batch,
+            dynamic_size=dynamic_size,
+            simplify=simplify,
+            skip=tuple(skip or ()),
+        )
+        manifest = export(request, on_step)
+    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)

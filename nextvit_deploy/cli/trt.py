@@ -1,0 +1,125 @@
+"""``trt``: a checkpoint, or an ONNX file that is there already, as a TensorRT engine."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextvit_deploy import terminal as t
+from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.report import report
+
+
+class BackendChoice(str, Enum):
+    """Which TensorRT builds."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class IoChoice(str, Enum):
+    """What the engine reads and returns."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+Fp16 = Annotated[bool, typer.Option("--fp16", help="FP16 inside; meant where no precision is given.")]
+Fp32 = Annotated[bool, typer.Option("--fp32", help="Float32 inside, without TF32.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="INT8, from the quantized graph that --onnx gives.")]
+Io = Annotated[IoChoice, typer.Option("--io", help="Type of the output and of a normalised input.")]
+SizeRange = Annotated[str | None, typer.Option("--size", metavar="N|HxW|MIN:OPT:MAX", help="Input size in pixels.")]
+BatchRange = Annotated[str, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Images at a time.")]
+Nhwc = Annotated[bool, typer.Option("--uint8-nhwc", help="Raw pixels as (B, H, W, 3); short for --input uint8-nhwc.")]
+Backend = Annotated[BackendChoice, typer.Option("--backend", help="Which TensorRT builds; RTX needs no GPU.")]
+Gpu = Annotated[
+    str | None, typer.Option("--gpu", metavar="NAME", help="t4 (the default), a10, l4, rtx4090, ..., or sm75.")
+]
+OnnxFile = Annotated[
+    Path | None, typer.Option("--onnx", metavar="FILE", help="Build this file; CKPT is then what it is held against.")
+]
+PassSet = Annotated[
+    str | None, typer.Option("--pass-set", metavar="NAME", help="fewest-kernels (the default) or fewest-macs.")
+]
+OptLevel = Annotated[int | None, typer.Option("--opt-level", metavar="0-5", help="How hard TensorRT optimises.")]
+Workspace = Annotated[int | None, typer.Option("--workspace", metavar="MIB", help="Most scratch memory.")]
+TimingCache = Annotated[
+    Path | None, typer.Option("--timing-cache", metavar="FILE", help="Timings to reuse and add to.")
+]
+Kit = Annotated[Path | None, typer.Option("--kit", metavar="DIR", help="Write a kit that ends the proof on the GPU.")]
+Triton = Annotated[Path | None, typer.Option("--triton", metavar="DIR", help="Write a Triton model repository.")]
+
+
+def trt(  # noqa: PLR0913 - one parameter per option
+    checkpoint: o.Ckpt = None,
+    *,
+    output: o.Output = Path("exports"),
+    fp16: Fp16 = False,
+    fp32: Fp32 = False,
+    int8: Int8 = False,
+    io: Io = IoChoice.FP32,
+    size: SizeRange = None,
+    batch: BatchRange = "1",
+    reads: o.Reads = o.InputChoice.NORMALIZED,
+    uint8_nhwc: Nhwc = False,
+    backend: Backend = BackendChoice.AUTO,
+    gpu: Gpu = None,
+    onnx_file: OnnxFile = None,
+    pass_set: PassSet = None,
+    opt_level: OptLevel = None,
+    workspace: Workspace = None,
+    timing_cache: TimingCache = None,
+    kit: Kit = None,
+    triton: Triton = None,
+    skip: o.Skip = None,
+    ema: o.Ema = False,
+    images: o.Images = None,
+    count: o.Count = 8,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Build a TensorRT engine, without a GPU too, and verify what TensorRT understood against PyTorch."""
+    precision, said = _precision({"fp16": fp16, "fp32": fp32, "int8": int8})
+    if int8 and onnx_file is None:
+        raise typer.BadParameter("INT8 needs a quantized graph; give one with --onnx FILE", param_hint="'--int8'")
+    sizes = o.parse_size_range(size)
+    with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
+        from nextvit_deploy import request as r
+        from nextvit_deploy.given import export_given
+        from nextvit_deploy.pipeline import export
+        from nextvit_exporters.engine_spec import Range
+        from nextvit_exporters.spec import InputKind, Precision
+
+        engine = r.EngineRequest(
+            backend.value, gpu, Range.from_text(batch), sizes, workspace, opt_level, timing_cache, kit, triton
+        )
+        asked = r.Request(
+            output=output,
+            checkpoint=checkpoint,
+            ema=ema,
+            precision=Precision(precision),
+            images=images,
+            count=count,
+            input=InputKind("uint8-nhwc" if uint8_nhwc else reads.value),
+            skip=tuple(skip or ()),
+            io=Precision(io.value),
+            pass_set=pass_set,
+            said=said,
+        )
+        request = r.with_engine(asked, engine)
+        manifest = export(request, on_step) if onnx_file is None else export_given(request, onnx_file, on_step)
+    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def _precision(asked: dict[str, bool]) -> tuple[str, tuple[str, ...]]:
+    """The one precision asked for; FP16 where none is, with a note that says so."""
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        msg = f"--{chosen[0]} and --{chosen[1]} exclude each other; give one"
+        raise typer.BadParameter(msg, param_hint="the precision")
+    return (chosen[0], ()) if chosen else ("fp16", ("no precision given: the engine is built in FP16",))

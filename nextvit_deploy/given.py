@@ -1,0 +1,138 @@
+"""Build an engine from an ONNX file that is there already, this tool's or another's, and prove it as any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextvit_deploy import verify as v
+from nextvit_deploy.handover import check_places, hand_over
+from nextvit_deploy.manifest import Manifest, manifest_path, versions
+from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
+from nextvit_deploy.outputs import published
+from nextvit_deploy.pipeline import Clock, OnStep, describe, open_checkpoint, open_images, original_outputs, rewrite
+from nextvit_deploy.request import Request, check_names, engine_for, notes_for, notes_on_images, spec_for
+from nextvit_exporters import graph as g
+from nextvit_exporters import to_onnx, to_tensorrt
+from nextvit_exporters.engine_spec import Range
+from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.files import atomic_write
+from nextvit_exporters.passes.base import PassRecord
+from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
+from nextvit_exporters.tensorrt.backends import backend, load
+from nextvit_exporters.tensorrt.choice import choose
+from nextvit_exporters.tensorrt.onnx_input import check_onnx, read_onnx
+from nextvit_models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
+    """Build ``given`` as it is; its precision and shapes are what the file says.
+
+    A file of this tool is held against PyTorch carrying its constants. Any other is held against what ONNX Runtime
+    reads in it, and its cost against the checkpoint. Raises a DeployError for anything the user can mend.
+    """
+    clock = Clock(on_step)
+    check_names(request)
+    with clock.step("load the checkpoint"):
+        model = read_onnx(given)
+        check_input(request, model, given)
+        saved = read(to_onnx, given)
+        recorded = saved.provenance
+        checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
+        names = v.Names(to_onnx.INPUT, to_onnx.OUTPUT)
+        if recorded:
+            made = recorded_spec(recorded)
+            check_same_model(given, made, checkpoint)
+        else:
+            made, names = strangers_spec(given, spec_for(replace(request, engine=None), checkpoint))
+        spec = spec_of_given(request, made, given)
+        to_tensorrt.check_spec(spec)
+        path = request.output / (spec.stem + to_tensorrt.SUFFIX)
+        check_places(request, path)
+        images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
+        cases = v.cases_for(spec, images)
+        notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
+    with clock.step("references"):
+        references = {PRECISION_COST: original_outputs(checkpoint, cases)}
+        passes: tuple[PassRecord, ...] = ()
+        if recorded:
+            references[SAME_NETWORK], passes = _reference(made, checkpoint, cases, on_step)
+            notes = (*notes, *differences(given, recorded, made, checkpoint, passes))
+        else:
+            references[SAME_NETWORK] = v.onnx_outputs(spec, given, cases, names)
+    with published(path) as draft:
+        with clock.step("build tensorrt"):
+            atomic_write(to_tensorrt.onnx_of(draft), model.SerializeToString(deterministic=True))
+            built = to_tensorrt.assemble(spec, draft, on_step)
+        with clock.step("verify the saved file"):
+            checks = v.verify(spec, draft, cases, references, names)
+            saved = to_tensorrt.read(draft)
+        manifest = Manifest(
+            spec=spec,
+            checkpoint=describe(checkpoint),
+            artifact=replace(built, path=path),
+            passes=passes,
+            ops=saved.ops,
+            dtypes=saved.dtypes,
+            checks=checks,
+            notes=notes,
+            versions=versions(),
+            seconds=clock.seconds,
+            unit=saved.unit,
+            built=saved.facts,
+        )
+        manifest.write(manifest_path(draft))
+    hand_over(request, manifest, images, references[PRECISION_COST].outputs[0], on_step)
+    return manifest
+
+
+def check_input(request: Request, model: ModelProto, given: Path) -> None:
+    """Raise BuildFailed or UnsupportedSpec, in the file's own name, for what the backend won't take."""
+    chosen = backend(choose(request.engine.backend, request.engine.gpu).backend if request.engine else "auto")
+    check_onnx(model, given.name, chosen, str(load(chosen).__version__), request.precision)
+
+
+def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec:
+    """The spec of the engine to build from ``given``, which ``made`` describes.
+
+    Raises UnsupportedSpec where the precision asked for is not the file's, or the ranges don't fit its axes.
+    """
+    if request.engine is None:
+        raise ValueError("the request asks for no engine")
+    precision = request.precision
+    if precision is not Precision.INT8 and precision is not made.precision:
+        raise UnsupportedSpec(f"{given.name} is in {made.precision}, not {precision}; ask for --{made.precision}")
+    asked = request.engine
+    batch = asked.batch if made.dynamic_batch else Range.of(made.batch)
+    size = asked.size if made.dynamic_size else (Range.of(made.height), Range.of(made.width))
+    if not asked.batch.fixed and not made.dynamic_batch:
+        raise UnsupportedSpec(f"{given.name} takes {made.batch} images at a time; drop --batch, or export it open")
+    if asked.size is not None and not made.dynamic_size and size != asked.size:
+        raise UnsupportedSpec(f"{given.name} reads {made.height}x{made.width}; drop --size, or export it open")
+    engine = engine_for(replace(asked, batch=batch, size=size), (made.height, made.width))
+    return replace(
+        made,
+        target="tensorrt",
+        precision=precision,
+        engine=engine,
+        batch=engine.batch.optimum,
+        height=engine.height.optimum,
+        width=engine.width.optimum,
+        consumer=None,
+        pass_set=None,
+    )
+
+
+def _reference(
+    made: ExportSpec, checkpoint: Checkpoint, cases: v.Cases, on_step: OnStep
+) -> tuple[v.Reference, tuple[PassRecord, ...]]:
+    """PyTorch carrying the constants that the file's own spec gives."""
+    graph, passes = rewrite(made, checkpoint, on_step)
+    rounded = v.rounded_outputs(made, graph, cases)
+    g.release(graph)
+    return rounded, passes

@@ -1,0 +1,183 @@
+"""What the user asks for, checked by name, and filled in from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from nextvit_exporters import targets
+from nextvit_exporters.engine_spec import ONE, EngineSpec, Range
+from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.opsets import CONSUMERS, TENSORRT_OPSET, opset_for
+from nextvit_exporters.passes.sets import TENSORRT
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
+from nextvit_exporters.tensorrt.backends import BACKENDS, gpu
+from nextvit_exporters.tensorrt.choice import choose
+from nextvit_models.checkpoint import Checkpoint
+from nextvit_models.demo import DEMO_IMAGES
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What is asked of TensorRT beyond the graph; None means: as the backend, the GPU at hand or the checkpoint says.
+
+    ``batch`` and ``size`` (height, width) are ranges where an axis shall stay open; the workspace is in MiB.
+    """
+
+    backend: str = "auto"
+    gpu: str | None = None
+    batch: Range = ONE
+    size: tuple[Range, Range] | None = None
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: Path | None = None
+    kit: Path | None = None
+    triton: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images).
+
+    For an engine, ``batch`` and ``size`` are what its ranges are tuned for.
+    """
+
+    output: Path
+    target: str = "onnx"
+    checkpoint: str | None = None
+    ema: bool = False
+    precision: Precision = Precision.FP32
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    images: Path | None = None
+    count: int = 8
+    input: InputKind = InputKind.NORMALIZED
+    consumer: str | None = None
+    opset: int | None = None
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    simplify: bool = True
+    skip: tuple[str, ...] = ()
+    io: Precision = Precision.FP32
+    pass_set: str | None = None
+    engine: EngineRequest | None = None
+    said: tuple[str, ...] = ()
+    """What was assumed on the way here, to be told with the rest."""
+
+
+def with_engine(request: Request, engine: EngineRequest) -> Request:
+    """``request`` for the TensorRT target, with what follows from the engine's ranges."""
+    size, batch = engine.size, engine.batch
+    return replace(
+        request,
+        target="tensorrt",
+        opset=TENSORRT_OPSET,
+        size=None if size is None else (size[0].optimum, size[1].optimum),
+        batch=batch.optimum,
+        dynamic_batch=not batch.fixed,
+        dynamic_size=size is not None and not (size[0].fixed and size[1].fixed),
+        engine=engine,
+    )
+
+
+def check_names(request: Request) -> None:
+    """Raise UnsupportedSpec for an unknown name of anything, with the nearest one, before anything is loaded."""
+    passes = sorted(each.name for each in targets.load(request.target).PASSES)
+    for name in request.skip:
+        _check_known("pass", name, passes)
+    if request.consumer is not None:
+        _check_known("consumer", request.consumer, tuple(CONSUMERS))
+    if request.pass_set is not None:
+        _check_known("pass set", request.pass_set, tuple(TENSORRT))
+    if request.engine is not None:
+        _check_known("backend", request.engine.backend, ("auto", *BACKENDS))
+        if request.engine.gpu is not None:
+            gpu(request.engine.gpu)
+
+
+def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
+    """The request with everything the checkpoint decides filled in."""
+    side = checkpoint.preprocessing.image_size
+    height, width = request.size or (side, side)
+    engine = None if request.engine is None else engine_for(request.engine, (height, width))
+    return ExportSpec(
+        model=checkpoint.model.config.name,
+        num_classes=checkpoint.num_classes,
+        target=request.target,
+        precision=request.precision,
+        height=height,
+        width=width,
+        batch=request.batch,
+        opset=opset_for(request.consumer, request.opset),
+        preprocessing=checkpoint.preprocessing,
+        labels=checkpoint.labels,
+        input=request.input,
+        dynamic_batch=request.dynamic_batch,
+        dynamic_size=request.dynamic_size,
+        simplify=request.simplify,
+        consumer=request.consumer,
+        skip=request.skip,
+        io=request.io,
+        pass_set=request.pass_set,
+        engine=engine,
+    )
+
+
+def engine_for(request: EngineRequest, size: tuple[int, int]) -> EngineSpec:
+    """What is asked of TensorRT, with backend and GPU chosen; ``size`` is (height, width) where no range is given.
+
+    Raises UnsupportedSpec or MissingExtra where no backend can do it.
+    """
+    chosen = choose(request.backend, request.gpu)
+    height, width = request.size or (Range.of(size[0]), Range.of(size[1]))
+    return EngineSpec(
+        backend=chosen.backend,
+        gpu=chosen.gpu,
+        batch=request.batch,
+        height=height,
+        width=width,
+        workspace=request.workspace,
+        opt_level=request.opt_level,
+        timing_cache=request.timing_cache,
+    )
+
+
+def notes_for(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know before trusting the result."""
+    notes = list(request.said)
+    if request.checkpoint is None:
+        notes.append("no checkpoint given: the bundled demo is used (nextvit_nano trained on digits)")
+    for stage, tokens in checkpoint.model.config.dropped_tokens(spec.height, spec.width).items():
+        notes.append(
+            f"at {spec.height}x{spec.width} the attention of stage {stage} leaves {tokens} tokens unread, "
+            "as the trained model itself does at this size"
+        )
+    notes += [line for line in checkpoint.found if line.startswith("norms")]
+    return (*notes, *_notes_on_engine(spec))
+
+
+def _notes_on_engine(spec: ExportSpec) -> tuple[str, ...]:
+    """For whom it is built, and what is to be known of that."""
+    if spec.engine is None:
+        return ()
+    chosen, target = BACKENDS[spec.engine.backend], gpu(spec.engine.gpu)
+    remark = chosen.remarks.get(target.capability, {}).get(spec.precision)
+    note = f"built by {chosen.name} for {target.title} ({target.sm}), in {spec.precision}"
+    return (note, remark) if remark else (note,)
+
+
+def notes_on_images(request: Request) -> tuple[str, ...]:
+    """What the user should know of the pictures that a file is verified on."""
+    if request.images is not None or (request.checkpoint is None and DEMO_IMAGES.is_dir()):
+        return ()
+    pictures = "the demo's digits" if DEMO_IMAGES.is_dir() else "noise"
+    return (f"no --images given: verified on {pictures}, not on pictures of your task",)
+
+
+def _check_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnsupportedSpec(f"no {what} is called '{name}'; {hint}choose one of {', '.join(known)}")

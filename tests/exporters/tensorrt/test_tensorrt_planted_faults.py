@@ -243,7 +243,7 @@ def test_what_a_parser_would_misread_shows(exported: Export, monkeypatch: pytest
             edit(layer, load(RTX))
             yield definition
 
-    file = exported(replace(TENSORRT, precision=Precision.FP16))
+    file = exported(replace(NANO, precision=Precision.FP16))
     assert error(file, file.path) <= 1e-6
     monkeypatch.setattr(tensorrt_network, "parsed", misread)
     assert error(file, file.path) > 2 * to_onnx.SAME_NETWORK[Precision.FP16].relative_rms

@@ -25,7 +25,7 @@ WARM_UP = 20
 TRT_NAMES = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
 """NumPy's names of types to TensorRT's."""
 NETWORK_COMPUTE = {"CONVOLUTION", "MATRIX_MULTIPLY", "EINSUM"}
-ENGINE_COMPUTE = re.compile(r"conv|gemm|matmul|matrixmul|mha|attention", re.IGNORECASE)
+ENGINE_COMPUTE = re.compile(r"conv|correlation|fprop|gemm|matmul|matrixmul|mha|attention", re.IGNORECASE)
 WORDS = {"FP32": "Float", "FLOAT": "Float", "FP16": "Half", "HALF": "Half", "INT8": "Int8", "BF16": "BFloat16"}
 WORDS.update({"BFLOAT16": "BFloat16", "FP8": "FP8", "DOUBLE": "Double", "FP64": "Double"})
 """The types that matter in the inspector's descriptions, such as ``Channel major FP16 format`` or ``Half``."""

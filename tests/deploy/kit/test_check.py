@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nextvit_deploy import pipeline
+from nextvit_deploy.kit import device
 from nextvit_deploy.kit.build import SCRIPTS, write_kit
 from nextvit_deploy.kit.device import ENGINE_COMPUTE, kernel_types, kind_of
 from nextvit_deploy.verify import artefact_inputs, predict
@@ -271,7 +272,14 @@ def test_types_as_tensorrt_words_them() -> None:
         ],
     }
     assert kernel_types(kernel, {"image"}) == {"Int8", "Half", "BFloat16"}
-    kinds = ["CaskConvolution", "CaskGemmMatrixMultiply", "gemm", "fusion _gemm_mha_v2_0x1", "MatrixMultiply"]
+    kinds = [
+        "CaskConvolution",
+        "correlation __myelin_CASK_STUB",
+        "CaskGemmMatrixMultiply",
+        "gemm",
+        "fusion _gemm_mha_v2_0x1",
+        "MatrixMultiply",
+    ]
     assert all(ENGINE_COMPUTE.search(kind) for kind in kinds)
     assert not any(
         ENGINE_COMPUTE.search(kind) for kind in ("Reformat", "kgen __myl_CastTranAddMulCastConc", "PointWiseV2")
@@ -294,3 +302,19 @@ def test_the_demo_in_fp16_is_verified(half: Exported, tmp_path: Path) -> None:
     found = strict_json(kit.verdict.read_text(encoding="utf-8"))
     assert found["dtypes"]["engine"] == ["Half"]
     assert found["dtypes"]["image"] == "UINT8"
+
+
+@pytest.mark.parametrize("spec", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+def test_real_bindings_take_every_call_of_the_build(tmp_path: Path, spec: ExportSpec) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="the one TensorRT that builds without a GPU")
+    made = make(tmp_path, changed(spec, workspace=64, opt_level=2))
+    errors: list[str] = []
+    logger = device.listener(trt, errors, verbose=False)
+    data, network = device.build(
+        trt, logger, errors, (made.folder / "model.onnx").read_bytes(), made.json("kit.json"), None
+    )
+    assert (network, errors) == (["HALF"], [])
+    assert len(data) > 1000
+    with pytest.raises(device.Stop, match="TensorRT's parser refuses"):
+        device.build(trt, logger, errors, b"no graph", made.json("kit.json"), None)
+    assert errors

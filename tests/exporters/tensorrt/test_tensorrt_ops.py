@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
+from nextvit_exporters.executors import tensorrt_network
 from nextvit_exporters.executors.tensorrt_network import Mode
 from tests.exporters.tensorrt.small_models import (
     HALF,
@@ -249,6 +251,20 @@ def test_a_quantized_convolution_reads_its_kernel_from_a_dequantize(tmp_path: Pa
     assert mode == "exact" or np.array_equal(got, got.astype(np.float16))
 
 
+def test_a_computed_kernel_and_bias_are_read_from_inputs(tmp_path: Path) -> None:
+    x, kernel, bias = MAP, normal(6, 4, 3, 3), normal(6, seed=2)
+    nodes = [
+        make("Abs", ["w"], ["k"], "kernel"),
+        make("Abs", ["b"], ["c"], "bias"),
+        make("Conv", ["x", "k", "c"], ["y"], "conv"),
+    ]
+    made = model(nodes, x.shape, {"w": kernel, "b": bias})
+    (layer,) = [each for each in understood(made).layers if each.kind == "CONVOLUTION"]
+    assert len(layer.inputs) == 3
+    expected = functional.conv2d(torch.tensor(x), torch.tensor(np.abs(kernel)), torch.tensor(np.abs(bias)))
+    assert np.allclose(execute(made, x, tmp_path), expected.numpy(), rtol=2e-6, atol=5e-6)
+
+
 @pytest.mark.parametrize(("to", "kind"), [(TensorProto.UINT8, np.uint8), (TensorProto.INT32, np.int32)])
 def test_casts_to_integers_drop_the_fraction(tmp_path: Path, to: int, kind: type[np.generic]) -> None:
     x = np.array([0.0, 0.9, 1.5, 254.99, 200.0], np.float32)
@@ -296,6 +312,35 @@ def test_a_repeated_axis_is_a_slice_without_stride(tmp_path: Path) -> None:
     made = model([make("Expand", ["x", "s"], ["y"], "expand")], ["n", 1, 3], {"s": ints(1, 4, 1)})
     x = normal(2, 1, 3)
     assert np.array_equal(execute(made, x, tmp_path), np.broadcast_to(x, (2, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equation"),
+    [(2, 3, "bk,bkn->bn"), (3, 2, "bmk,bk->bm"), (2, 2, "bk,bk->b"), (3, 3, "bmk,bkn->bmn")],
+)
+def test_vectors_in_place_of_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int, right: int, equation: str
+) -> None:
+    """The ONNX parser never asks for them; TensorRT knows them all the same."""
+    a, b = normal(2, *[4, 3][3 - left :], seed=1), normal(2, *[3, 5][: right - 1], seed=2)
+
+    @contextmanager
+    def built(module: Any, data: bytes) -> Iterator[Any]:
+        del data
+        logger = module.Logger(module.Logger.ERROR)
+        builder = module.Builder(logger)
+        network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        x = network.add_input("x", module.float32, a.shape)
+        constant = network.add_constant(b.shape, module.Weights(b)).get_output(0)
+        kinds = [module.MatrixOperation.VECTOR if rank == 2 else module.MatrixOperation.NONE for rank in (left, right)]
+        y = network.add_matrix_multiply(x, kinds[0], constant, kinds[1]).get_output(0)
+        y.name = "y"
+        network.mark_output(y)
+        yield network
+
+    monkeypatch.setattr(tensorrt_network, "parsed", built)
+    got = execute(onnx.ModelProto(), a, tmp_path)
+    assert np.allclose(got, np.einsum(equation, a, b), rtol=1e-5, atol=1e-6)
 
 
 def test_scalars(tmp_path: Path) -> None:

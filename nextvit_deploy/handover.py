@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nextvit_deploy.data import ImageSet
-from nextvit_deploy.kit.build import write_kit
+from nextvit_deploy.folders import check_replaceable
+from nextvit_deploy.kit.build import is_kit, write_kit
 from nextvit_deploy.manifest import Manifest, manifest_path
 from nextvit_deploy.outputs import check_writable
 from nextvit_deploy.request import Request
@@ -25,6 +26,8 @@ def check_places(request: Request, artefact: Path) -> None:
     for folder in (request.engine.kit, request.engine.triton):
         if folder is not None:
             check_writable(folder / "file")
+    if request.engine.kit is not None:
+        check_replaceable(request.engine.kit, "kit", is_kit)
 
 
 def hand_over(
@@ -46,4 +49,4 @@ def hand_over(
         write_kit(request.engine.kit, onnx, spec, inputs, expected, tolerance, manifest.as_dict(), beside)
     if request.engine.triton is not None:
         on_step("write the Triton model repository")
-        write_triton(request.engine.triton, spec, path, onnx, spec.labels, inputs[:1])
+        write_triton(request.engine.triton, spec, path, onnx, spec.labels, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -76,6 +77,23 @@ def show_ops(console: Console, ops: Mapping[str, int], unit: str, dtypes: str) -
     """The op table on one line; ``unit`` is what it counts."""
     listed = ", ".join(f"{count} {name}" for name, count in ops.items())
     console.print(f"{sum(ops.values())} {unit}: {listed}; {dtypes}", soft_wrap=True)
+
+
+def show_device(console: Console, device: Mapping[str, Any]) -> None:
+    """What a kit found on its GPU, on a few lines; what it could not measure is left out."""
+    verdict = Verdict(device["verdict"])
+    console.print(f"on the device: [{_STYLE[verdict]}]{verdict}[/] {escape(device['why'])}", soft_wrap=True)
+    if "gpu" not in device:
+        return
+    gpu, seen, times = device["gpu"], device["comparison"], device["latency_ms"]
+    console.print(f"{escape(str(gpu['name']))}, TensorRT {escape(device['tensorrt'])}, {device['kernels']} kernels")
+    if "relative_rms" in seen:
+        allowed = device["tolerance"]["relative_rms"]
+        console.print(f"relative rms {seen['relative_rms']:.1e} against PyTorch float32, allowed {allowed:.0e}")
+    for how, figures in times.items():
+        if isinstance(figures, Mapping):
+            told = ", ".join(f"{name} {value:.3f} ms" for name, value in figures.items() if isinstance(value, float))
+            console.print(f"latency {escape(how.replace('_', ' '))}: {told}")
 
 
 def show_inspection(console: Console, found: Inspection) -> None:

@@ -13,7 +13,7 @@ from nextvit_deploy.cli.report import report
 
 
 def verify(
-    artefact: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    artefact: Annotated[Path, typer.Argument(help="An .onnx or .engine file, or a kit.")],
     *,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="CKPT", help="What it was made from; the demo when left out.")
@@ -21,11 +21,17 @@ def verify(
     ema: o.Ema = False,
     images: o.Images = None,
     count: o.Count = 8,
+    merge: Annotated[
+        Path | None, typer.Option("--merge", metavar="VERDICT", help="Put a kit's verdict.json into its manifests.")
+    ] = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Execute a saved file and compare it with its checkpoint."""
+    """Execute a saved file and compare it with its checkpoint, or merge what a kit found on its GPU."""
+    if merge is not None:
+        _merge(artefact, merge, as_json=as_json, quiet=quiet)
+        return
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy.pipeline import verify_saved
         from nextvit_deploy.request import Request
@@ -35,9 +41,28 @@ def verify(
     report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
+def _merge(kit: Path, verdict: Path, *, as_json: bool, quiet: bool) -> None:
+    """What the device found, printed, with the exit status of the merged verdict."""
+    with t.guard():
+        from nextvit_deploy.kit.merge import merge_verdict
+        from nextvit_deploy.render import show_device
+        from nextvit_deploy.verify import Verdict
+
+        merged = merge_verdict(kit, verdict)
+    if as_json:
+        t.print_json(merged)
+    elif not quiet:
+        with t.printing() as console:
+            show_device(console, merged["device"])
+    if merged["verdict"] != str(Verdict.VERIFIED):
+        status = t.FAILED if merged["verdict"] == str(Verdict.FAILED) else t.NOT_VERIFIED
+        t.fail(f"{kit} is {merged['verdict']}: {merged['device']['why'] or 'as its manifest says'}", status)
+
+
 def inspect(
     source: Annotated[
-        str | None, typer.Argument(metavar="[ARTEFACT|CKPT]", help="An .onnx file, a checkpoint or a hub id.")
+        str | None,
+        typer.Argument(metavar="[ARTEFACT|CKPT]", help="An .onnx or .engine file, a checkpoint or a hub id."),
     ] = None,
     *,
     size: o.Size = None,

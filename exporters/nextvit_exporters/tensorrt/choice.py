@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from typing import Any
-Device = Any
-def probe_driver() -> Any:
-    class D: devices: tuple[Any, ...] = ()
-    return D()
+from nextvit_exporters.cuda.driver import Device, probe_driver
 from nextvit_exporters.errors import MissingExtra, UnsupportedSpec
 from nextvit_exporters.tensorrt.backends import BACKENDS, DEFAULT_GPU, GPUS, Backend, backend, gpu, sm
 

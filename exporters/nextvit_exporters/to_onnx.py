@@ -139,11 +139,11 @@ def build(
     model = _to_proto(spec, module)
     name_nodes(model)
     strip_provenance(model)
+    if spec.opset < DEFAULT_OPSET:  # first, for the simplifier makes nodes that the older opset writes differently
+        model = _downgrade(model, spec.opset)
     if spec.simplify:
         on_step("onnx-simplifier")
         model = _simplify(model)
-    if spec.opset < DEFAULT_OPSET:
-        model = _downgrade(model, spec.opset)
     name_nodes(model)  # the simplifier's own nodes too
     on_step("check and write")
     check_precision(model, spec.precision)

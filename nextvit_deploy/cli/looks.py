@@ -12,7 +12,7 @@ from nextvit_deploy.cli import options as o
 from nextvit_deploy.cli.report import report
 
 
-def verify(
+def verify(  # noqa: PLR0913 - one parameter per option
     artefact: Annotated[Path, typer.Argument(help="An .onnx or .engine file, or a kit.")],
     *,
     checkpoint: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -121,6 +121,13 @@ CASES = {
     "slice backwards": one("SLICE", "Slice", LINE, {"s": ints(-1), "e": ints(-(2**62)), "a": ints(2), "t": ints(-3)}),
     "pad": one("SLICE", "Pad", MAP, {"p": ints(0, 0, 1, 0, 0, 0, 0, 2), "v": np.array(0.7, np.float32)}),
     "gather": one("GATHER", "Gather", CUBE, {"i": np.array([[2, 0], [-1, 1]])}, axis=1),
+    **{
+        op.lower(): one("UNARY", op, np.abs(CUBE) + 0.1)
+        for op in ("Exp", "Log", "Reciprocal", "Neg", "Sin", "Cos", "Ceil", "Floor")
+    },
+    **{op.lower(): one("UNARY", op, CUBE) for op in ("Abs", "Sign")},
+    "gelu": replace(one("ACTIVATION", "Gelu", CUBE), opset=20),
+    "gelu by tanh": replace(one("ACTIVATION", "Gelu", CUBE, approximate="tanh"), opset=20),
     "sqrt": one("UNARY", "Sqrt", np.abs(CUBE)),
     "erf": one("UNARY", "Erf", CUBE),
     "round": one("UNARY", "Round", np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.7], np.float32)),

@@ -6,14 +6,15 @@ stop it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, Final
+from typing import Final
+
+from nextvit_exporters.cuda.driver import Driver, probe_driver
 
 CORE: Final = (
     "torch",
@@ -28,6 +29,11 @@ CORE: Final = (
     "pillow",
 )
 HUB: Final = ("huggingface_hub",)
+TRT: Final = ("tensorrt-cu12", "cuda-bindings")
+TRT_RTX: Final = ("tensorrt-rtx-cu12",)
+PYCUDA: Final = ("pycuda",)
+EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA)
+"""What the lanes beyond the core ask for."""
 OTHERS: Final = ("timm",)
 """Not needed by any lane, but worth knowing when checkpoints come from it."""
 
@@ -50,12 +56,12 @@ class Lane:
     remedy: str | None = None
 
 
-def machine() -> tuple[Fact, ...]:
-    """Python, the platform and the CUDA driver."""
+def machine(driver: Driver | None = None) -> tuple[Fact, ...]:
+    """Python, the platform and the CUDA driver, which is asked where it is not given."""
     return (
         Fact("python", f"{platform.python_version()} ({platform.python_implementation()})"),
         Fact("platform", f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"),
-        Fact("cuda driver", cuda_driver()),
+        Fact("cuda driver", str(driver or probe_driver())),
     )
 
 
@@ -64,34 +70,35 @@ def packages(versions: Mapping[str, str | None]) -> tuple[Fact, ...]:
     return tuple(Fact(name, version or "not installed") for name, version in versions.items())
 
 
-def installed_versions(names: tuple[str, ...] = (*CORE, *HUB, *OTHERS)) -> dict[str, str | None]:
+def installed_versions(names: tuple[str, ...] = (*CORE, *EXTRAS, *OTHERS)) -> dict[str, str | None]:
     """Distribution name to installed version, None where there is none."""
     return {name: _version(name) for name in names}
 
 
-def lanes(versions: Mapping[str, str | None]) -> tuple[Lane, ...]:
-    """Which lanes work with ``versions``, as ``installed_versions`` gives them."""
+def lanes(
+    versions: Mapping[str, str | None], driver: Driver | None = None, system: str = sys.platform
+) -> tuple[Lane, ...]:
+    """Which lanes work with ``versions``, as ``installed_versions`` gives them, on ``system`` as Python names it.
+
+    The CUDA driver is asked where it is not given.
+    """
+    driver = driver or probe_driver()
+    rtx = "builds TensorRT-RTX engines without a GPU"
+    if not driver.devices:
+        rtx += f"; running one needs a GPU (CUDA driver: {driver})"
+    elif not any(versions.get(name) for name in ("cuda-bindings", *PYCUDA)):
+        rtx += "; running one needs cuda-bindings or pycuda as well"
+    trt = _lane("trt", "builds, runs and times TensorRT engines", TRT, versions, "trt")
     return (
         _lane("onnx", "exports ONNX and verifies it with ONNX Runtime on the CPU", CORE, versions),
         _lane("hub", "loads checkpoints by their hub id", HUB, versions, "hub"),
+        _elsewhere(_lane("trt-rtx", rtx, TRT_RTX, versions, "trt-rtx"), system),
+        _elsewhere(_on_gpu(trt, driver), system),
+        _elsewhere(
+            _on_gpu(_lane("pycuda", "runs engines by pycuda, without CUDA graphs", PYCUDA, versions, "pycuda"), driver),
+            system,
+        ),
     )
-
-
-def cuda_driver(load: Callable[[str], Any] = ctypes.CDLL) -> str:
-    """The CUDA driver and its devices, asked through the driver's own library; torch is not imported."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = load(name)
-    except OSError:
-        return f"none ({name} is not on this machine)"
-    number = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
-        return f"{name} is there but does not tell its version"
-    version = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
-    if status := driver.cuInit(0):
-        return f"{version}, but it does not start (cuInit gave {status})"
-    names = _device_names(driver)
-    return f"{version}: {', '.join(names)}" if names else f"{version}, no device"
 
 
 def _version(name: str) -> str | None:
@@ -111,13 +118,17 @@ def _lane(
     return Lane(name, works=False, reason=f"{', '.join(missing)} not installed", remedy=f"pip install {wanted}")
 
 
-def _device_names(driver: Any) -> list[str]:
-    count = ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    names: list[str] = []
-    for index in range(count.value):
-        text = ctypes.create_string_buffer(256)
-        if driver.cuDeviceGetName(text, len(text), index) == 0:
-            names.append(text.value.decode(errors="replace"))
-    return names
+def _on_gpu(lane: Lane, driver: Driver) -> Lane:
+    """The lane, which works only beside a GPU; what is not installed is told first, then that there is none."""
+    if driver.devices:
+        return lane
+    needs = f"it needs a CUDA driver with a GPU (CUDA driver: {driver})"
+    return replace(lane, works=False, reason=needs if lane.works else f"{lane.reason}, and {needs}")
+
+
+def _elsewhere(lane: Lane, system: str) -> Lane:
+    """The lane, which is closed where there is no TensorRT for the system; nothing can be installed then."""
+    if system in {"linux", "win32"}:
+        return lane
+    name = "macOS" if system == "darwin" else system
+    return replace(lane, works=False, reason=f"there is no TensorRT for {name}; use Linux or Windows", remedy=None)

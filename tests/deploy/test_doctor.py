@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import subprocess
@@ -12,85 +11,84 @@ from importlib import metadata
 import pytest
 
 from nextvit_deploy import doctor
+from nextvit_exporters.cuda.driver import Device, Driver
 
-ALL: dict[str, str | None] = dict.fromkeys((*doctor.CORE, *doctor.HUB, *doctor.OTHERS), "1.0")
-
-
-class FakeDriver:
-    """Answers as libcuda does: a status, results through pointers."""
-
-    def __init__(self, version: int = 13000, init: int = 0, devices: tuple[bytes, ...] = (b"Tesla T4",)) -> None:
-        self.version = version
-        self.init = init
-        self.devices = devices
-
-    def __call__(self, name: str) -> FakeDriver:
-        assert "cuda" in name
-        return self
-
-    def cuDriverGetVersion(self, pointer: object) -> int:  # noqa: N802 - the library's name
-        return _set(pointer, self.version) if self.version else 1
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802 - the library's name
-        assert flags == 0
-        return self.init
-
-    def cuDeviceGetCount(self, pointer: object) -> int:  # noqa: N802 - the library's name
-        return _set(pointer, len(self.devices))
-
-    def cuDeviceGetName(self, text: ctypes.Array[ctypes.c_char], size: int, index: int) -> int:  # noqa: N802
-        text.value = self.devices[index][: size - 1]
-        return 0
+ALL: dict[str, str | None] = dict.fromkeys((*doctor.CORE, *doctor.EXTRAS, *doctor.OTHERS), "1.0")
 
 
-def _set(pointer: object, value: int) -> int:
-    ctypes.cast(pointer, ctypes.POINTER(ctypes.c_int))[0] = value  # type: ignore[arg-type]
-    return 0
+NONE = Driver(None, problem="none (libcuda.so.1 is not on this machine)")
+T4 = Driver((12, 8), (Device("Tesla T4", (7, 5)),))
 
 
-@pytest.mark.parametrize(
-    ("driver", "says"),
-    [
-        (FakeDriver(), "CUDA 13.0: Tesla T4"),
-        (FakeDriver(12090, devices=(b"A", b"B")), "CUDA 12.9: A, B"),
-        (FakeDriver(devices=()), "CUDA 13.0, no device"),
-        (FakeDriver(init=100), "CUDA 13.0, but it does not start (cuInit gave 100)"),
-    ],
-)
-def test_the_driver_is_reported(driver: FakeDriver, says: str) -> None:
-    assert doctor.cuda_driver(driver) == says
-
-
-def test_a_driver_that_does_not_answer() -> None:
-    assert "does not tell its version" in doctor.cuda_driver(FakeDriver(version=0))
-
-
-def test_no_driver() -> None:
-    def absent(name: str) -> object:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    assert re.fullmatch(r"none \(\S+ is not on this machine\)", doctor.cuda_driver(absent))
+def by_name(
+    versions: dict[str, str | None], driver: Driver = T4, system: str = "linux"
+) -> dict[str, tuple[bool, str, str | None]]:
+    return {lane.name: (lane.works, lane.reason, lane.remedy) for lane in doctor.lanes(versions, driver, system)}
 
 
 def test_all_lanes_work_when_all_is_installed() -> None:
-    onnx, hub = doctor.lanes(ALL)
-    assert (onnx.name, onnx.works, onnx.remedy) == ("onnx", True, None)
-    assert (hub.name, hub.works, hub.remedy) == ("hub", True, None)
+    found = by_name(ALL)
+    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda"]
+    assert all(works and remedy is None for works, _, remedy in found.values())
+    assert found["trt-rtx"][1] == "builds TensorRT-RTX engines without a GPU"
+    assert [lane.name for lane in doctor.lanes(ALL)] == list(found)
 
 
 @pytest.mark.parametrize("missing", doctor.CORE)
 def test_each_package_of_the_core_is_needed(missing: str) -> None:
-    onnx, hub = doctor.lanes(ALL | {missing: None})
-    assert (onnx.works, onnx.reason) == (False, f"{missing} not installed")
-    assert onnx.remedy == f"pip install {missing}"
-    assert hub.works
+    found = by_name(ALL | {missing: None})
+    assert found["onnx"] == (False, f"{missing} not installed", f"pip install {missing}")
+    assert all(works for name, (works, _, _) in found.items() if name != "onnx")
 
 
-def test_the_hub_lane_names_its_extra() -> None:
-    onnx, hub = doctor.lanes(ALL | {"huggingface_hub": None})
-    assert onnx.works
-    assert (hub.works, hub.reason) == (False, "huggingface_hub not installed")
-    assert hub.remedy == "pip install 'nextvit-deploy[hub]'"
+@pytest.mark.parametrize(
+    ("missing", "lane"),
+    [
+        ("huggingface_hub", "hub"),
+        ("tensorrt-rtx-cu12", "trt-rtx"),
+        ("tensorrt-cu12", "trt"),
+        ("cuda-bindings", "trt"),
+        ("pycuda", "pycuda"),
+    ],
+)
+def test_a_lane_names_its_extra(missing: str, lane: str) -> None:
+    found = by_name(ALL | {missing: None})
+    assert found[lane] == (False, f"{missing} not installed", f"pip install 'nextvit-deploy[{lane}]'")
+    assert [name for name, (works, _, _) in found.items() if not works] == [lane]
+
+
+def test_an_rtx_engine_needs_one_of_two_packages_to_run() -> None:
+    missing: dict[str, str | None] = {"cuda-bindings": None, "pycuda": None}
+    works, reason, _ = by_name(ALL | missing)["trt-rtx"]
+    assert works
+    assert reason.endswith("; running one needs cuda-bindings or pycuda as well")
+
+
+def test_without_a_gpu_engines_are_built_by_tensorrt_rtx_alone() -> None:
+    found = by_name(ALL, NONE)
+    told = "a CUDA driver with a GPU (CUDA driver: none (libcuda.so.1 is not on this machine))"
+    assert found["trt"] == (False, f"it needs {told}", None)
+    assert found["pycuda"] == (False, f"it needs {told}", None)
+    assert found["trt-rtx"][0]
+    assert found["trt-rtx"][1].endswith(
+        "running one needs a GPU (CUDA driver: none (libcuda.so.1 is not on this machine))"
+    )
+    works, reason, remedy = by_name(ALL | {"tensorrt-cu12": None}, Driver((12, 8)))["trt"]
+    assert not works
+    assert (
+        reason
+        == "tensorrt-cu12 not installed, and it needs a CUDA driver with a GPU (CUDA driver: CUDA 12.8, no device)"
+    )
+    assert remedy == "pip install 'nextvit-deploy[trt]'"
+
+
+def test_there_is_no_tensorrt_for_macos() -> None:
+    found = by_name(dict.fromkeys(ALL), NONE, "darwin")
+    for lane in ("trt-rtx", "trt", "pycuda"):
+        assert found[lane] == (False, "there is no TensorRT for macOS; use Linux or Windows", None)
+    assert found["hub"][2] == "pip install 'nextvit-deploy[hub]'"
+    assert by_name(ALL, T4, "win32")["trt"][0]
+    assert "for freebsd14" in by_name(ALL, NONE, "freebsd14")["trt"][1]
 
 
 def test_versions_are_those_of_the_metadata() -> None:
@@ -100,16 +98,20 @@ def test_versions_are_those_of_the_metadata() -> None:
 
 
 def test_the_machine_is_told() -> None:
-    python, system, _driver = doctor.machine()
+    python, system, driver = doctor.machine(T4)
     assert python.value.startswith(platform.python_version())
     assert platform.machine() in system.value
+    assert driver == doctor.Fact("cuda driver", "CUDA 12.8: Tesla T4 (SM75)")
+    assert doctor.machine()[2].value
 
 
 def test_the_lists_are_those_of_the_distribution() -> None:
-    required = [line for line in metadata.requires("nextvit-deploy") or [] if "extra ==" not in line]
-    assert sorted(doctor.CORE) == sorted(_name(line) for line in required)
-    hub = [_name(line) for line in metadata.requires("nextvit-deploy") or [] if re.search(r"extra == .hub.", line)]
-    assert sorted(doctor.HUB) == sorted(hub)
+    required = metadata.requires("nextvit-deploy") or []
+    assert sorted(doctor.CORE) == sorted(_name(line) for line in required if "extra ==" not in line)
+    extras = {"hub": doctor.HUB, "trt": doctor.TRT, "trt-rtx": doctor.TRT_RTX, "pycuda": doctor.PYCUDA}
+    for extra, names in extras.items():
+        found = [_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)]
+        assert sorted(names) == sorted(found), extra
 
 
 def test_nothing_heavy_is_imported() -> None:

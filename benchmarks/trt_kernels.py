@@ -10,28 +10,29 @@ on Next-ViT-S at 224.
 from __future__ import annotations
 
 import argparse
-import importlib
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import fx
 
 from nextvit_exporters import graph as g
 from nextvit_exporters import to_onnx
+from nextvit_exporters.engine_spec import EngineSpec, Range
+from nextvit_exporters.errors import MissingExtra
 from nextvit_exporters.opsets import opset_for
 from nextvit_exporters.passes import sets
 from nextvit_exporters.passes.base import Pass, run_passes
 from nextvit_exporters.passes.channel_first_attention import ChannelFirstAttention
 from nextvit_exporters.passes.move_value_bias import MoveValueBias
 from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.tensorrt.backends import BACKENDS, Module, load
+from nextvit_exporters.tensorrt.builder import build_engine
+from nextvit_exporters.tensorrt.kernels import check_dtypes, read_log
 from nextvit_models.config import VARIANTS
 from nextvit_models.nextvit import NextViT
 from nextvit_models.preprocessing import Preprocessing
@@ -41,7 +42,7 @@ KERNELS_BOUND = 150
 ACTIVATION_BOUND = 11.6
 JUDGED = ("small", 224)
 CONSUMER = "tensorrt-rtx-1"
-PIP = "pip install tensorrt-rtx-cu12"
+RTX = BACKENDS["tensorrt-rtx"]
 _NORMS = frozenset({"strip-train-only", "fold-conv-norm", "fold-pre-norm", "fold-head-norm"})
 
 
@@ -63,21 +64,21 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     arguments = parser.parse_args()
     try:
-        trt = importlib.import_module("tensorrt_rtx")
-    except ImportError:
-        print(f"tensorrt_rtx is not installed, so no engine can be built; {PIP}", file=sys.stderr)
+        module = load(RTX)
+    except MissingExtra as error:
+        print(error, file=sys.stderr)
         return 1
     name, size = f"nextvit_{arguments.variant}", arguments.size
     spec = ExportSpec(
         name, 1000, "onnx", Precision.FP16, size, size, 1, opset_for(CONSUMER), Preprocessing(), consumer=CONSUMER
     )
     graph = g.trace(randomise(NextViT(VARIANTS[name]), seed=0))
-    print(f"{name} at {size}, batch 1, FP16; TensorRT-RTX {trt.__version__} for SM75; built here, not run")
+    print(f"{name} at {size}, batch 1, FP16; TensorRT-RTX {module.__version__} for SM75; built here, not run")
     print(f"{'passes':34}{'kernels':>8}{'activations':>13}{'weights':>10}{'engine':>10}{'GMACs':>8}{'build':>8}")
     engines = {}
     for route, passes in routes().items():
         rewritten, macs = _rewrite(graph, passes, spec)
-        engines[route] = engine = _build(trt, _onnx(spec, rewritten))
+        engines[route] = engine = _build(spec, module, _onnx(spec, rewritten))
         megabytes = f"{engine.activations / 1e6:>10.2f} MB{engine.weights / 1e6:>7.1f} MB{engine.size / 1e6:>7.1f} MB"
         print(f"{route:34}{engine.kernels:>8}{megabytes}{macs / 1e9:>8.3f}{engine.seconds:>6.1f} s", flush=True)
     if (arguments.variant, size) == JUDGED:
@@ -114,39 +115,16 @@ def _onnx(spec: ExportSpec, graph: fx.GraphModule) -> bytes:
         return path.read_bytes()
 
 
-def _build(trt: ModuleType, model: bytes) -> Engine:
+def _build(spec: ExportSpec, module: Module, model: bytes) -> Engine:
     """Build for SM75, and read the engine's layers and memory from what the builder logs."""
-    lines: list[str] = []
-
-    def log(_: Any, severity: Any, message: str) -> None:
-        del severity
-        lines.extend(message.splitlines())
-
-    logger = type("Log", (trt.ILogger,), {"__init__": trt.ILogger.__init__, "log": log})()
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
-        raise SystemExit(f"TensorRT-RTX can't read the file: {parser.get_error(0).desc()}")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # only then are the layers logged
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+    batch, side = Range.of(spec.batch), Range.of(spec.height)
+    asked = replace(spec, engine=EngineSpec(RTX.name, "t4", batch, side, side))
     start = time.perf_counter()
-    serialized = builder.build_serialized_network(network, config)
+    built = build_engine(RTX, module, model, asked, lambda _: None)
     seconds = time.perf_counter() - start
-    if serialized is None:
-        raise SystemExit(f"TensorRT-RTX built nothing: {lines[-1] if lines else 'it gave no reason'}")
-    kernels = sum(line.startswith("Name: ") for line in lines)
-    return Engine(kernels, _logged(lines, "Activation"), _logged(lines, "Weights"), serialized.nbytes, seconds)
-
-
-def _logged(lines: Sequence[str], what: str) -> int:
-    """Bytes of ``what`` as logged."""
-    found = [int(match[1]) for line in lines if (match := re.search(rf"Total {what} Memory: (\d+) bytes", line))]
-    if not found:
-        raise SystemExit(f"TensorRT-RTX did not log its {what.lower()} memory")
-    return found[-1]
+    report = read_log(built.log.lines())
+    check_dtypes(report, spec.precision)
+    return Engine(len(report.kernels), report.activation or 0, report.weights or 0, len(built.data), seconds)
 
 
 def _judge(engine: Engine) -> None:

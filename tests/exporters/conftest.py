@@ -17,7 +17,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
     def get(spec: ExportSpec) -> Exported:
         if spec not in files:
-            files[spec] = export(spec, folder / str(len(files)))
+            files[spec] = export(spec, folder / spec.stem / str(len(files)))
         return files[spec]
 
     return get

@@ -66,8 +66,9 @@ class Exported:
         if self.spec.input is InputKind.NORMALIZED:
             return normalised.float()
         mean, std = self.spec.preprocessing.mean, self.spec.preprocessing.std
-        raw = NormalizeInput(mean, std, uint8=self.spec.input is InputKind.UINT8).adapt(normalised)
-        return raw if self.spec.input is InputKind.UINT8 else raw.float()
+        last = self.spec.input is InputKind.UINT8_NHWC
+        raw = NormalizeInput(mean, std, uint8=self.spec.input.is_uint8, channels_last=last).adapt(normalised)
+        return raw if self.spec.input.is_uint8 else raw.float()
 
     def run(self, normalised: Tensor, mode: str = "exact", path: Path | None = None) -> Floats:
         """What ONNX Runtime makes of the file, or of a damaged copy at ``path``."""
@@ -82,7 +83,7 @@ Export = Callable[[ExportSpec], Exported]
 
 def probe(spec: ExportSpec, seed: int = 1) -> Tensor:
     """Whole pixels at the spec's shape, normalised, float64."""
-    return pixels(*spec.input_shape, seed=seed)
+    return pixels(spec.batch, 3, spec.height, spec.width, seed=seed)
 
 
 def rewritten(model: nn.Module, spec: ExportSpec, side: int = 64) -> fx.GraphModule:
@@ -96,7 +97,7 @@ def export(spec: ExportSpec, folder: Path) -> Exported:
     """Build one file; ``spec.model`` names one of the harness's models."""
     graph = rewritten(make(spec.model), spec)
     steps: list[str] = []
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     artifact = to_onnx.build(spec, to_onnx.lower(spec, graph), folder / "model.onnx", PROVENANCE, steps.append)
     return Exported(spec, artifact, graph, tuple(steps))
 

@@ -26,7 +26,10 @@ class Executor(Protocol):
 
     @property
     def mode(self) -> str:
-        """``exact``: saved constants in float32 arithmetic. ``emulated``: the stored precision with its rounding."""
+        """``exact``: saved constants in float32 arithmetic. ``emulated``: the stored precision with its rounding.
+
+        ``unrounded``: exact, with int8 steps left out too. ``device``: the real one.
+        """
         ...
 
     def __enter__(self) -> Self: ...

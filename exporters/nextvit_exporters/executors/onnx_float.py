@@ -13,6 +13,7 @@ Attributes and subgraphs that this module does not know are an error naming the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -64,6 +65,43 @@ def emulate(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     return result
+
+
+def unround(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 model without the rounding of its QuantizeLinear nodes: they scale and clamp; the argument stays.
+
+    What is dequantized without having been quantized (weights) stays as it is. Raises BuildFailed for a step that is
+    not one number, or of another type than int8.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
+    quantized = {node.output[0] for node in result.graph.node if node.op_type == "QuantizeLinear"}
+    limits = [("int8/low", -128.0), ("int8/high", 127.0)]
+    result.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), name) for name, v in limits)
+    nodes: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        if node.op_type == "QuantizeLinear":
+            _check_step(node, constants)
+            source, target = node.input[0], node.output[0]
+            nodes.append(helper.make_node("Div", [source, node.input[1]], [f"{target}/steps"], node.name))
+            low_high = [name for name, _ in limits]
+            nodes.append(helper.make_node("Clip", [f"{target}/steps", *low_high], [target], f"{node.name}/clip"))
+        elif node.op_type == "DequantizeLinear" and node.input[0] in quantized:
+            nodes.append(helper.make_node("Mul", [node.input[0], node.input[1]], [node.output[0]], node.name))
+        else:
+            nodes.append(node)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    return result
+
+
+def _check_step(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:
+    scale, point = (constants.get(name) for name in (*node.input[1:3], "")[:2])
+    if scale is None or numpy_helper.to_array(scale).size != 1:
+        raise BuildFailed(f"{node.op_type} {node.name} has a step that is not one number; it can't be read exactly")
+    if point is None or point.data_type != TensorProto.INT8 or numpy_helper.to_array(point).any():
+        raise BuildFailed(f"{node.op_type} {node.name} is not symmetric int8; it can't be read exactly")
 
 
 def half_tensors(model: onnx.ModelProto) -> set[str]:

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.executors.base import Array, Arrays
-from nextvit_exporters.executors.onnx_float import emulate, half_tensors, widen
+from nextvit_exporters.executors.onnx_float import emulate, half_tensors, unround, widen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +29,10 @@ _REFUSALS: Final[tuple[type[Exception], ...]] = (
 
 
 class OnnxRuntime:
-    """Executes a saved ONNX file; see ``onnx_float`` for what the two modes do to FP16."""
+    """Executes a saved ONNX file; see ``onnx_float`` for what ``exact`` and ``emulated`` do to FP16.
+
+    The mode ``unrounded`` is exact, and leaves the rounding of QuantizeLinear out as well.
+    """
 
     def __init__(self, path: Path, mode: str) -> None:
         self.mode = mode
@@ -72,13 +75,15 @@ class OnnxRuntime:
         return dict(zip(names, outputs, strict=True))
 
     def _model(self) -> str | bytes:
-        """The file itself where it holds no FP16, else the float32 graph that stands for it."""
+        """The file itself where nothing is to be rewritten, else the float32 graph that stands for it."""
         try:
             model = onnx.load(str(self._path))
         except Exception as error:  # protobuf's own errors share no public base class
             msg = f"{self._path.name} can't be read as ONNX: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error
-        if not half_tensors(model):
+        unrounded = self.mode == "unrounded" and any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        if not half_tensors(model) and not unrounded:
             return str(self._path)
-        stand_in = widen(model) if self.mode == "exact" else emulate(model)
+        stand_in = emulate(model) if self.mode == "emulated" else widen(model)
+        stand_in = unround(stand_in) if unrounded else stand_in
         return bytes(stand_in.SerializeToString())

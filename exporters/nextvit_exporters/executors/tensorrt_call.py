@@ -33,16 +33,20 @@ class Arithmetic:
     """``dtype`` (float32 or float64) is what every real number is computed and handed on in.
 
     With ``rounds`` a tensor is rounded to the type TensorRT stores it in; without, only integers are what they are.
+    Without ``steps`` int8 quantisation scales and clamps but does not round, and int8 tensors hold real numbers.
     """
 
     dtype: torch.dtype
     rounds: bool
+    steps: bool = True
 
     def store(self, values: Tensor, stored: str) -> Tensor:
         """``values`` as a tensor of TensorRT's type ``stored`` holds them; raises UnknownLayer for a type unknown here.
 
         Real numbers become integers by dropping the fraction, clamped to what the type holds.
         """
+        if stored == "INT8" and not self.steps:
+            return values.to(self.dtype) if values.is_floating_point() else values
         if stored in FLOATS:
             wide = values.to(self.dtype)
             return wide.to(FLOATS[stored]).to(self.dtype) if self.rounds and stored != "FLOAT" else wide

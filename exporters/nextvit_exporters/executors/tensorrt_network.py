@@ -7,7 +7,10 @@ one, never fused or reordered. Two modes, as for ONNX files:
 * *emulated*: every tensor that TensorRT stores in FP16 or BF16 is rounded to it, the sums inside a layer are in
   float32. Says what the precision costs. Overflow becomes infinite.
 
-Int8 quantisation is done in both. Each result is held against the shape and type that TensorRT derived for it.
+Int8 quantisation is done in both. A third mode, *unrounded*, is exact and leaves the rounding to int8 steps out as
+well: a value on a step's edge falls to either side in two sound executors, and a deep network carries the difference
+on (1e-2 and more), where a wrong layer could hide. Each result is held against the shape and type that TensorRT
+derived for it.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from nextvit_exporters.tensorrt.network import Layer, Network, TensorInfo, Unkno
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Mode = Literal["exact", "emulated"]
+Mode = Literal["exact", "emulated", "unrounded"]
 _MOVES_ONLY: Final = frozenset({"SHUFFLE", "SLICE", "GATHER", "SQUEEZE", "UNSQUEEZE", "CONCATENATION", "IDENTITY"})
 """Kinds whose numbers have all been stored before: nothing is left to round."""
 
@@ -92,7 +95,7 @@ class TensorRTNetwork:
         self.mode = mode
         self._path = onnx_path
         self._backend = backend
-        self._arithmetic = Arithmetic(dtype, rounds=mode == "emulated")
+        self._arithmetic = Arithmetic(dtype, rounds=mode == "emulated", steps=mode != "unrounded")
         self._network: Network | None = None
         self._steps: tuple[Step, ...] = ()
 
@@ -158,7 +161,8 @@ class TensorRTNetwork:
             result = OPERATIONS[layer.kind](call)
         except RuntimeError as error:  # PyTorch's, where shapes do not fit
             raise BuildFailed(f"{layer.where} can't be executed: {str(error).splitlines()[0]}") from error
-        if layer.kind != "CAST" and result.is_floating_point() != (wanted.dtype in FLOATS):
+        stepless = wanted.dtype == "INT8" and not call.arithmetic.steps
+        if layer.kind != "CAST" and not stepless and result.is_floating_point() != (wanted.dtype in FLOATS):
             raise BuildFailed(f"{layer.where} writes {wanted.dtype}, and {result.dtype} was computed")
         if not _agrees(result, wanted):
             raise BuildFailed(f"{layer.where} writes {wanted.shape}, and {tuple(result.shape)} was computed")

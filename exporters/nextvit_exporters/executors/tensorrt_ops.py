@@ -202,20 +202,25 @@ def scale(call: Call) -> Tensor:
 
 
 def quantize(call: Call) -> Tensor:
-    """clamp(round(x / scale) + zero point) in int8, ties to even; raises BuildFailed for what is no number."""
+    """clamp(round(x / scale) + zero point) in int8, ties to even; raises BuildFailed for what is no number.
+
+    Where the arithmetic has no steps, without the rounding.
+    """
     if call.layer.attributes["to_type"] != "INT8":
         raise call.layer.unknown("to_type")
-    steps = (call[0] / _along(call, 1)).round()
+    steps = call[0] / _along(call, 1)
+    steps = steps.round() if call.arithmetic.steps else steps
     if call.optional(2) is not None:
         steps = steps + _along(call, 2)
     if bool(steps.isnan().any()):
         raise BuildFailed(f"{call.layer.where} reads NaN, which no integer stands for")
-    return steps.clamp(-128, 127).to(torch.int8)
+    steps = steps.clamp(-128, 127)
+    return steps.to(torch.int8) if call.arithmetic.steps else steps
 
 
 def dequantize(call: Call) -> Tensor:
     """(q - zero point) * scale."""
-    if call[0].dtype is not torch.int8:
+    if call[0].dtype is not torch.int8 and call.arithmetic.steps:
         raise BuildFailed(f"{call.layer.where} reads {call[0].dtype}, and only int8 can be executed here")
     steps = call[0].to(call.arithmetic.dtype)
     if call.optional(2) is not None:

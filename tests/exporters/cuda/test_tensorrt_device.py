@@ -13,7 +13,8 @@ from nextvit_exporters.cuda.driver import Device, Driver, NoDevice
 from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec
 from nextvit_exporters.executors import tensorrt_device
 from nextvit_exporters.executors.tensorrt_device import TensorRTDevice
-from tests.exporters.cuda.fakes import NUMPY, FakeGpu, Net, backend_of, install, write_engine
+from tests.exporters.cuda.fake_cuda import FakeGpu
+from tests.exporters.cuda.fake_tensorrt import NUMPY, Net, backend_of, install, write_engine
 from tests.exporters.cuda.surfaces import VERSIONS
 
 TRT, RTX = "10.13.3.9", "1.7.1.116"

@@ -15,7 +15,6 @@ from nextvit_exporters.cuda.memory import CUDA_NAMES, open_cuda
 from nextvit_exporters.cuda.with_bindings import BindingsCuda
 from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec
 
-
 Status = IntEnum("Status", {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2, "cudaErrorIllegalAddress": 700})
 
 ARGUMENTS = {

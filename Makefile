@@ -1,6 +1,6 @@
 # Needs make and Python 3.10 or newer, nothing else: the environment is made in .venv.
 #
-#   make demo     export the bundled checkpoint to ONNX, float32 and FP16, and verify both files
+#   make demo     export the bundled checkpoint to ONNX and, where TensorRT exists, to a T4 engine; verify every file
 #   make test     every check and every test
 #   make lint     the checks alone
 #   make bench    the benchmarks
@@ -13,6 +13,8 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+# NVIDIA has wheels of TensorRT-RTX for it
+TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),yes)
 PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
 
 .PHONY: demo test lint bench clean
@@ -21,6 +23,9 @@ PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
 demo: $(INSTALLED)
 	$(BIN)/nextvit-export onnx
 	$(BIN)/nextvit-export onnx --fp16
+ifeq ($(TENSORRT),yes)
+	$(BIN)/nextvit-export trt --fp16
+endif
 
 test: lint
 	OMP_NUM_THREADS=1 $(PYTEST)
@@ -49,7 +54,7 @@ $(MADE):
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt $(MADE)
-	$(PIP) --editable .
+	$(PIP) --editable '.[trt-rtx]'
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt $(MADE)

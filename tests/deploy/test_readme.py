@@ -31,7 +31,7 @@ def test_make_targets_exist() -> None:
 
 def test_commands_on_the_demo_run_in_their_order(tmp_path: Path) -> None:
     on_the_demo = [c for c in COMMANDS if c.startswith(".venv/bin/nextvit-export") and "nextvit_small" not in c]
-    assert len(on_the_demo) == 5
+    assert len(on_the_demo) == 7
     for command in on_the_demo:
         _, *arguments = shlex.split(command)
         done = subprocess.run(

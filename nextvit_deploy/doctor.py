@@ -85,7 +85,7 @@ def lanes(
     driver = driver or probe_driver()
     rtx = "builds TensorRT-RTX engines without a GPU"
     if not driver.devices:
-        rtx += f"; running one needs a GPU (CUDA driver: {driver})"
+        rtx += "; running one needs a CUDA driver with a GPU"
     elif not any(versions.get(name) for name in ("cuda-bindings", *PYCUDA)):
         rtx += "; running one needs cuda-bindings or pycuda as well"
     trt = _lane("trt", "builds, runs and times TensorRT engines", TRT, versions, "trt")
@@ -122,8 +122,9 @@ def _on_gpu(lane: Lane, driver: Driver) -> Lane:
     """The lane, which works only beside a GPU; what is not installed is told first, then that there is none."""
     if driver.devices:
         return lane
-    needs = f"it needs a CUDA driver with a GPU (CUDA driver: {driver})"
-    return replace(lane, works=False, reason=needs if lane.works else f"{lane.reason}, and {needs}")
+    needs = "a CUDA driver with a GPU"
+    reason = f"it needs {needs}" if lane.works else f"{lane.reason}, and it needs {needs}"
+    return replace(lane, works=False, reason=reason)
 
 
 def _elsewhere(lane: Lane, system: str) -> Lane:

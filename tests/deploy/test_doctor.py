@@ -66,19 +66,13 @@ def test_an_rtx_engine_needs_one_of_two_packages_to_run() -> None:
 
 def test_without_a_gpu_engines_are_built_by_tensorrt_rtx_alone() -> None:
     found = by_name(ALL, NONE)
-    told = "a CUDA driver with a GPU (CUDA driver: none (libcuda.so.1 is not on this machine))"
-    assert found["trt"] == (False, f"it needs {told}", None)
-    assert found["pycuda"] == (False, f"it needs {told}", None)
+    for lane in ("trt", "pycuda"):
+        assert found[lane] == (False, "it needs a CUDA driver with a GPU", None)
     assert found["trt-rtx"][0]
-    assert found["trt-rtx"][1].endswith(
-        "running one needs a GPU (CUDA driver: none (libcuda.so.1 is not on this machine))"
-    )
+    assert found["trt-rtx"][1].endswith("; running one needs a CUDA driver with a GPU")
     works, reason, remedy = by_name(ALL | {"tensorrt-cu12": None}, Driver((12, 8)))["trt"]
     assert not works
-    assert (
-        reason
-        == "tensorrt-cu12 not installed, and it needs a CUDA driver with a GPU (CUDA driver: CUDA 12.8, no device)"
-    )
+    assert reason == "tensorrt-cu12 not installed, and it needs a CUDA driver with a GPU"
     assert remedy == "pip install 'nextvit-deploy[trt]'"
 
 

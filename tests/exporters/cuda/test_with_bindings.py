@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nextvit_exporters.cuda.driver import probe_driver
 from nextvit_exporters.cuda.memory import CUDA_NAMES, open_cuda
-from nextvit_exporters.cuda.with_bindings import BindingsCuda
+from nextvit_exporters.cuda.with_bindings import BindingsCuda, BindingsGraph
 from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec
 
 Status = IntEnum("Status", {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2, "cudaErrorIllegalAddress": 700})
@@ -219,6 +221,44 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(MissingExtra, match=r"pip install 'nextvit-deploy\[trt\]'"):
         BindingsCuda().__enter__()
+
+
+@pytest.mark.skipif(bool(probe_driver().devices), reason="a GPU is here, and would be asked for nonsense")
+def test_the_real_functions_take_what_they_are_given() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", exc_type=ImportError)
+    cuda, host, event = BindingsCuda(), np.zeros(8, np.uint8), real.cudaEvent_t(1)
+    with pytest.raises(BuildFailed, match=r"^CUDA fails: cudaSetDevice gave cudaError"):
+        cuda.__enter__()
+    cuda._runtime, cuda._stream = real, real.cudaStream_t(7)
+    assert cuda.stream == 7
+    asked: dict[str, Callable[[], object]] = {
+        "cudaMalloc": lambda: cuda.allocate(8),
+        "cudaMallocHost": lambda: cuda.pin(8),
+        "cudaMemcpyAsync": lambda: cuda.upload(256, host),
+        "cudaStreamSynchronize": cuda.synchronize,
+        "cudaEventCreate": cuda.event,
+        "cudaEventRecord": lambda: cuda.record(event),
+        "cudaEventSynchronize": lambda: cuda.elapsed(event, event),
+        "cudaStreamBeginCapture": lambda: cuda.capture(lambda: None),
+        "cudaGraphLaunch": BindingsGraph(cuda._call, real.cudaGraphExec_t(0), cuda._stream).launch,
+        "cudaGraphExecDestroy": BindingsGraph(cuda._call, real.cudaGraphExec_t(0), cuda._stream).close,
+    }
+    plain: dict[str, tuple[object, ...]] = {
+        "cudaStreamCreate": (),
+        "cudaStreamDestroy": (cuda._stream,),
+        "cudaStreamEndCapture": (cuda._stream,),
+        "cudaFree": (256,),
+        "cudaFreeHost": (256,),
+        "cudaEventDestroy": (event,),
+        "cudaEventElapsedTime": (event, event),
+        "cudaGraphInstantiate": (real.cudaGraph_t(0), 0),
+        "cudaGraphDestroy": (real.cudaGraph_t(0),),
+    }
+    asked |= {name: partial(cuda._call, name, *arguments) for name, arguments in plain.items()}
+    assert set(asked) | {"cudaSetDevice"} == set(ARGUMENTS)
+    for name, call in asked.items():
+        with pytest.raises(BuildFailed, match=f"^CUDA fails: {name} gave cudaError"):
+            call()
 
 
 def test_there_is_no_other_package() -> None:

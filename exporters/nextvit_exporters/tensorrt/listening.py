@@ -6,8 +6,12 @@ destroyed. Errors come through the log all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Final
 
 from nextvit_exporters.tensorrt.backends import Module
@@ -50,14 +54,49 @@ def logger(module: Module, log: BuildLog) -> Any:
 
 @dataclass(slots=True)
 class Interruption:
-    """What was raised while TensorRT was at work; it can't be unwound through TensorRT, so it waits here."""
+    """What was raised, or the signal that came, while TensorRT was at work.
+
+    Neither can be unwound through TensorRT, which swallows what its listeners raise and builds on, so it waits here.
+    """
 
     raised: BaseException | None = None
+    signals: list[int] = field(default_factory=list)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits, so that the build is to be stopped."""
+        return self.raised is not None or bool(self.signals)
 
     def again(self) -> None:
         """Raise what waits, if anything does."""
         if self.raised is not None:
             raise self.raised
+
+
+@contextmanager
+def held(interruption: Interruption) -> Iterator[None]:
+    """Keep signals that Python handles until TensorRT has let go; then the first of them is handled as ever."""
+    if threading.current_thread() is not threading.main_thread():  # signals never come here
+        yield
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    earlier = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
+    ours = {number: handler for number, handler in earlier.items() if callable(handler)}
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        del frame
+        interruption.signals.append(number)
+
+    for number in ours:
+        signal.signal(number, keep)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if interruption.signals:
+            first = signal.Signals(interruption.signals[0])
+            ours[first](first, None)
 
 
 def monitor(module: Module, on_step: Callable[[str], None], interruption: Interruption) -> Any:
@@ -81,11 +120,11 @@ def monitor(module: Module, on_step: Callable[[str], None], interruption: Interr
             self.steps.pop(phase_name, None)
 
         def _tell(self, text: str) -> bool:
-            if interruption.raised is None:
+            if not interruption.pending:
                 try:
                     on_step(text)
                 except BaseException as error:  # noqa: BLE001 - raised again as soon as TensorRT has let go
                     interruption.raised = error
-            return interruption.raised is None
+            return not interruption.pending
 
     return Monitor()

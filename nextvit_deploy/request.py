@@ -134,7 +134,7 @@ def engine_for(request: EngineRequest, size: tuple[int, int]) -> EngineSpec:
     height, width = request.size or (Range.of(size[0]), Range.of(size[1]))
     return EngineSpec(
         backend=chosen.backend,
-        gpu=chosen.gpu,
+        gpu=chosen.gpu.lower().replace("-", "").replace(" ", ""),  # one name however it was typed: files are named so
         batch=request.batch,
         height=height,
         width=width,

@@ -12,6 +12,8 @@ from nextvit_exporters.errors import UnsupportedSpec
 
 OPT_LEVELS: Final = range(6)
 """TensorRT's builder optimisation levels."""
+MOST_WORKSPACE: Final = 1 << 20
+"""MiB; TensorRT counts bytes in 64 bits, and no GPU has as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class EngineSpec:
             raise UnsupportedSpec(f"there is no optimisation level {self.opt_level}; choose 0 to {OPT_LEVELS[-1]}")
         if self.workspace is not None and self.workspace < 1:
             raise UnsupportedSpec(f"a workspace of {self.workspace} MiB is none; give 1 or more")
+        if self.workspace is not None and self.workspace > MOST_WORKSPACE:
+            raise UnsupportedSpec(f"no GPU has a workspace of {self.workspace} MiB; give {MOST_WORKSPACE} or less")
 
     @property
     def minimum(self) -> tuple[int, int, int]:

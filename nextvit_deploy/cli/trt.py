@@ -87,7 +87,9 @@ def trt(  # noqa: PLR0913 - one parameter per option
     precision, said = _precision({"fp16": fp16, "fp32": fp32, "int8": int8})
     if int8 and onnx_file is None:
         raise typer.BadParameter("INT8 needs a quantized graph; give one with --onnx FILE", param_hint="'--int8'")
-    sizes = o.parse_size_range(size)
+    if uint8_nhwc and reads not in {o.InputChoice.NORMALIZED, o.InputChoice.UINT8_NHWC}:
+        msg = f"--uint8-nhwc and --input {reads.value} exclude each other; give one"
+        raise typer.BadParameter(msg, param_hint="the input")
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy import request as r
         from nextvit_deploy.given import export_given
@@ -95,9 +97,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
         from nextvit_exporters.engine_spec import Range
         from nextvit_exporters.spec import InputKind, Precision
 
-        engine = r.EngineRequest(
-            backend.value, gpu, Range.from_text(batch), sizes, workspace, opt_level, timing_cache, kit, triton
-        )
+        batches, sizes = Range.from_text(batch), o.parse_size_range(size)
+        engine = r.EngineRequest(backend.value, gpu, batches, sizes, workspace, opt_level, timing_cache, kit, triton)
         asked = r.Request(
             output=output,
             checkpoint=checkpoint,

@@ -15,11 +15,12 @@ from nextvit_deploy.pipeline import Clock, OnStep, describe, open_checkpoint, op
 from nextvit_deploy.request import Request, check_names, engine_for, notes_for, notes_on_images, spec_for
 from nextvit_exporters import graph as g
 from nextvit_exporters import to_onnx, to_tensorrt
-from nextvit_exporters.engine_spec import Range
+from nextvit_exporters.engine_spec import ONE, Range
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.files import atomic_write
+from nextvit_exporters.opsets import TENSORRT_OPSET
 from nextvit_exporters.passes.base import PassRecord
-from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 from nextvit_exporters.tensorrt.backends import backend, load
 from nextvit_exporters.tensorrt.choice import choose
@@ -38,6 +39,8 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
     """
     clock = Clock(on_step)
     check_names(request)
+    if request.skip or request.pass_set is not None:
+        raise UnsupportedSpec(f"no pass runs on {given.name}, which is built as it is; drop --pass-set and --skip-pass")
     with clock.step("load the checkpoint"):
         model = read_onnx(given)
         check_input(request, model, given)
@@ -51,7 +54,7 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         else:
             made, names = strangers_spec(given, spec_for(replace(request, engine=None), checkpoint))
         spec = spec_of_given(request, made, given)
-        to_tensorrt.check_spec(spec)
+        to_tensorrt.check_spec(replace(spec, opset=TENSORRT_OPSET))  # its own is read, not written
         path = request.output / (spec.stem + to_tensorrt.SUFFIX)
         check_places(request, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
@@ -110,7 +113,11 @@ def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec
     asked = request.engine
     batch = asked.batch if made.dynamic_batch else Range.of(made.batch)
     size = asked.size if made.dynamic_size else (Range.of(made.height), Range.of(made.width))
-    if not asked.batch.fixed and not made.dynamic_batch:
+    if request.io is not Precision.FP32 and request.io is not made.io:
+        raise UnsupportedSpec(f"{given.name} has {made.io} at input and output; drop --io, or export it so")
+    if request.input is not InputKind.NORMALIZED and request.input is not made.input:
+        raise UnsupportedSpec(f"{given.name} reads {made.input} input; drop --input, or export it so")
+    if not made.dynamic_batch and asked.batch not in {ONE, batch}:
         raise UnsupportedSpec(f"{given.name} takes {made.batch} images at a time; drop --batch, or export it open")
     if asked.size is not None and not made.dynamic_size and size != asked.size:
         raise UnsupportedSpec(f"{given.name} reads {made.height}x{made.width}; drop --size, or export it open")

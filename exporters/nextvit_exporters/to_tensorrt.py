@@ -22,7 +22,7 @@ from nextvit_exporters.executors.tensorrt_network import Mode, TensorRTNetwork
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import Pass
 from nextvit_exporters.passes.sets import TENSORRT, TENSORRT_PASSES, tensorrt_passes
-from nextvit_exporters.spec import Artifact, ExportSpec, Precision, Tolerance
+from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, Precision, Tolerance
 from nextvit_exporters.targets import Saved
 from nextvit_exporters.tensorrt.backends import DEFAULT_GPU, backend, check_precision, gpu, load, sm
 from nextvit_exporters.tensorrt.builder import BuiltEngine, build_engine
@@ -90,6 +90,8 @@ def check_spec(spec: ExportSpec) -> None:
     """Raise UnsupportedSpec for what can't be built, with what can."""
     if spec.engine is None:
         raise UnsupportedSpec("the spec asks for no engine; name backend, GPU and sizes")
+    if min(smallest := spec.engine.minimum[1:]) < MIN_SIDE:
+        raise UnsupportedSpec(f"{smallest[0]}x{smallest[1]} is too small; start the range at {MIN_SIDE} or more")
     if spec.pass_set is not None and spec.pass_set not in TENSORRT:
         raise UnsupportedSpec(f"there is no pass set '{spec.pass_set}'; choose one of {', '.join(TENSORRT)}")
     chosen = backend(spec.engine.backend)
@@ -208,7 +210,8 @@ def read(path: Path) -> Saved:
     header = read_header(path)
     origin = _origin(log_of(path))
     if origin is None or origin.engine != sha256_of(path):
-        return Saved(None, {}, f"not known: {log_of(path).name} is not beside it", "kernels", describe(header, None))
+        why = "is not beside it" if origin is None else "tells of another engine"
+        return Saved(None, {}, f"not known: {log_of(path).name} {why}", "kernels", describe(header, None))
     report = read_log(log_of(path).read_text(encoding="utf-8").splitlines())
     beside, provenance = onnx_of(path), None
     if beside.is_file() and origin.onnx == sha256_of(beside):

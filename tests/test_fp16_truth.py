@@ -55,6 +55,20 @@ def test_overflow_is_infinite_in_both() -> None:
     assert all(layer.agrees for layer in layers)
 
 
+def test_what_fp16_holds_is_exact_and_the_inputs_are_rounded_first() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False)).eval()
+    with torch.no_grad():
+        next(model.parameters()).copy_(torch.eye(3).reshape(3, 3, 1, 1))
+    (layer,) = compare_layers(model, images(1, 3, 8, 8, seed=1), "cpu")
+    assert (layer.emulated, layer.measured, layer.agrees) == (0.0, 0.0, True)
+
+
+def test_an_output_is_kept_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True)).eval()
+    assert (fp16_truth._outputs(model, images(1, 3, 8, 8, seed=1))["0"] < 0).any()
+
+
 def test_rounding_holds_for_views_and_in_place_operations() -> None:
     with RoundsToHalf():  # type: ignore[no-untyped-call]  # torch types it not
         values = torch.full((4,), 1.0) + 1e-4  # between two neighbours in FP16

@@ -83,7 +83,12 @@ def test_it_tells_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     net = Net(TRT, FakeGpu())
     install(monkeypatch, net)
     steps: list[str] = []
-    bench(BenchRequest(write_engine(tmp_path, TRT), warmup=1, iterations=100), steps.append)
+
+    def on_step(step: str) -> None:
+        steps.append(step)
+        assert not net.gpu.queue, "what was done before must not run into what is timed"
+
+    bench(BenchRequest(write_engine(tmp_path, TRT), warmup=1, iterations=100), on_step)
     assert steps[:4] == ["load small.engine", "warm up", "run 1 of 100", "run 6 of 100"]
     assert len(steps) == 22
 

@@ -205,10 +205,9 @@ class TensorRTDevice:
         self._shapes = dict(shapes)
 
     def _switch(self, index: int) -> None:
-        """Use that profile; a new context uses the first."""
+        """Use that profile, from the stream's next work on; a new context uses the first."""
         if index != self._profile:
             self._accept(self._context.set_optimization_profile_async(index, self.cuda.stream), f"profile {index}")
-            self.cuda.synchronize()
         self._profile = index
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:

@@ -114,7 +114,8 @@ def test_of_several_profiles_the_right_one(tmp_path: Path, monkeypatch: pytest.M
     large = ((1, 3, 32, 32), (8, 3, 64, 64), (8, 3, 64, 64))
     net = Net(version, FakeGpu(), (-1, 3, -1, -1), (small, large))
     install(monkeypatch, net)
-    with device(tmp_path, net) as running:
+    executor = device(tmp_path, net)
+    with executor as running:
         assert f"allocate {8 * 3 * 64 * 64 * 4 + 256}" in net.gpu.journal
         assert running.profiles[1].shapes["image"] == large
         for count, size in ((8, 64), (1, 32), (2, 32), (1, 33)):
@@ -127,7 +128,11 @@ def test_of_several_profiles_the_right_one(tmp_path: Path, monkeypatch: pytest.M
         ]
         with pytest.raises(UnsupportedSpec, match=r"doesn't take image 9x3x32x32; it takes image 1x3x32x32 to 2x3"):
             running.run({"image": images(9)})
+        running.run({"image": images(8, size=64)})  # and ends in the second
     assert freed(net.gpu)
+    with executor as running:  # which a new context does not begin in
+        given = images(8, size=64)
+        np.testing.assert_array_equal(running.run({"image": given})["logits"], net.scores(given))
 
 
 @pytest.mark.parametrize(("reads", "writes"), [("HALF", "HALF"), ("UINT8", "FLOAT"), ("INT8", "INT32")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from types import ModuleType
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_everything_is_asked_and_freed_in_order(driver: FakeDriver) -> None:
         start, end = cuda.event(), cuda.event()
         cuda.record(start)
         assert cuda.elapsed(start, end) == 1.5
+        kept = weakref.ref(cuda._stream)
+    assert kept() is None  # pycuda destroys a stream with its last reference, which must not outlive the context
     assert driver.copies == [(1016, 32, "stream"), (32, 1000, "stream")]
     assert driver.journal.calls == [
         *("init", "retain", "context.push", "Stream", "mem_alloc", "pagelocked_empty", "htod", "dtoh"),
@@ -153,6 +156,14 @@ def test_an_error_is_told_and_the_rest_is_freed(driver: FakeDriver, step: str, f
         cuda.upload(address, cuda.pin(8))
     frees = {"pinned.free", "memory.free", "Context.pop", "context.detach"}
     assert [call for call in driver.journal.calls if call in frees] == freed
+
+
+def test_what_went_wrong_first_is_told(driver: FakeDriver) -> None:
+    driver.journal.fails = {"stream.synchronize", "memory.free"}
+    with pytest.raises(ZeroDivisionError), PycudaCuda() as cuda:
+        cuda.allocate(8)
+        raise ZeroDivisionError
+    assert driver.journal.calls[-2:] == ["Context.pop", "context.detach"]
 
 
 def test_there_are_no_graphs(driver: FakeDriver) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from nextvit_deploy import __version__
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import convert, looks, onnx, trt
+from nextvit_deploy.cli import bench, convert, looks, onnx, trt
 
 app = typer.Typer(
     name="nextvit-export",
@@ -30,6 +30,7 @@ for _command in (
     trt.trt,
     looks.verify,
     looks.inspect,
+    bench.bench,
     looks.passes,
     convert.convert,
     looks.doctor,

@@ -186,7 +186,9 @@ def _inspected(line: str) -> Mapping[str, Any]:
         found = json.loads(line[start:])
     except ValueError:
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("Layers"), list) else {}
+    layers = found.get("Layers") if isinstance(found, dict) else None
+    detailed = isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers)
+    return found if detailed else {}  # without details, layers are names alone
 
 
 def _from_json(layer: Mapping[str, Any]) -> Kernel:

@@ -24,7 +24,7 @@ FAULT = os.environ.get("FAKE_FAULT", "")
 __version__ = API["version"]
 _TYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.UINT8: "UINT8"}
 _KINDS = {"Conv": "CONVOLUTION", "Gemm": "MATRIX_MULTIPLY", "MatMul": "MATRIX_MULTIPLY"}
-_MAGIC = b"ftrt"
+_MAGIC = b"ftrt" + bytes(20) + bytes(int(part) for part in __version__.split(".")[:3]).ljust(40, b"\0")
 
 
 def _record(name: str, *arguments: object) -> None:
@@ -74,7 +74,7 @@ class _Limited:
                 setattr(cls, name, _recorded(f"{cls.__name__}.{name}", value))
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_"):
+        if not name.startswith("_") and type(self).__name__ in API["classes"]:
             if name not in API["classes"][type(self).__name__]:
                 raise AttributeError(f"{type(self).__name__} has no {name} in {__version__}")
             _record(f"{type(self).__name__}.{name}=", value)
@@ -83,9 +83,10 @@ class _Limited:
 
 def _recorded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: object, *arguments: Any) -> Any:
-        _record(name, *(each if isinstance(each, (int, str, tuple)) else type(each).__name__ for each in arguments))
-        return method(self, *arguments)
+    def call(self: object, *arguments: Any, **options: Any) -> Any:
+        told = (*arguments, *options.values())
+        _record(name, *(each if isinstance(each, (int, str, tuple)) else type(each).__name__ for each in told))
+        return method(self, *arguments, **options)
 
     return call
 
@@ -96,6 +97,19 @@ class ILogger(_Limited):
 
     def __init__(self) -> None:
         self._ready = True
+
+
+class IProgressMonitor(_Limited):
+    def __init__(self) -> None:
+        self._ready = True
+
+
+class ITimingCache(_Limited):
+    def __init__(self, earlier: bytes) -> None:
+        self._data = earlier
+
+    def serialize(self) -> bytes:
+        return self._data + b"timed "
 
 
 class ITensor(_Limited):
@@ -130,6 +144,14 @@ class INetworkDefinition(_Limited):
         self._inputs = [ITensor(each.name, *types[each.name]) for each in model.graph.input]
 
     @property
+    def num_inputs(self) -> int:
+        return len(self._inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    @property
     def num_layers(self) -> int:
         return len(self._layers)
 
@@ -143,6 +165,12 @@ class INetworkDefinition(_Limited):
 class ParserError(_Limited):
     def desc(self) -> str:
         return "No importer registered for op: Made"
+
+    def node_name(self) -> str:
+        return "stem/Made"
+
+    def node_operator(self) -> str:
+        return "Made"
 
 
 class OnnxParser(_Limited):
@@ -173,6 +201,18 @@ class IOptimizationProfile(_Limited):
 
 class IBuilderConfig(_Limited):
     _profile: IOptimizationProfile | None = None
+    _cache: ITimingCache | None = None
+
+    def create_timing_cache(self, earlier: bytes) -> ITimingCache | None:
+        return None if earlier == b"of another GPU" else ITimingCache(earlier)
+
+    def set_timing_cache(self, cache: ITimingCache, *, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self._cache = cache
+        return True
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._profile = profile
@@ -206,6 +246,12 @@ class Builder(_Limited):
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
         self._logger.log(ILogger.INFO, "building")
+        monitor = vars(config).get("progress_monitor")
+        if monitor is not None:
+            monitor.phase_start("Building engine", None, 2)
+            if not all(monitor.step_complete("Building engine", step) for step in range(2)):
+                return None
+            monitor.phase_finish("Building engine")
         if FAULT == "build":
             self._logger.log(ILogger.ERROR, "IBuilder::buildSerializedNetwork:\n Error Code 10: no tactic for conv")
             return None
@@ -223,7 +269,9 @@ class EngineInspector(_Limited):
         if FAULT == "untold":
             return json.dumps({"Layers": [node.name for node in model.graph.node]})
         types = _types(model)
-        return json.dumps({"Layers": [_kernel(node, types) for node in model.graph.node], "Bindings": ["image"]})
+        return json.dumps(
+            {"Layers": [_kernel(node, types) for node in model.graph.node], "Bindings": ["image", "logits"]}
+        )
 
 
 class IExecutionContext(_Limited):

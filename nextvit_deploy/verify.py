@@ -177,7 +177,7 @@ def verify(
     target = targets.load(spec.target)
     for question, executor in target.executors(spec, path).items():
         tolerance = target.TOLERANCES[question][spec.precision]
-        reference = references.get(question)
+        reference = references.get(targets.PRECISION_COST if question == targets.ON_DEVICE else question)
         against = reference.against if reference else f"PyTorch, {spec.precision} constants"
         blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
         if reference is None:

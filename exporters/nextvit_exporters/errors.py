@@ -12,6 +12,7 @@
     ├── BuildFailed            the target's own tool refused the graph
     ├── VerificationFailed     built, but further from PyTorch than its tolerance allows
     └── NotExecutable          can't be executed here, so nothing is known of it: neither right nor wrong
+        └── NoDevice           there is no CUDA driver with a GPU (``cuda.driver``)
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ SAME_NETWORK = "same network"
 """Is it the same network? The saved constants in exact arithmetic."""
 PRECISION_COST = "precision cost"
 """What does the precision cost? The stored precision, rounding included."""
+ON_DEVICE = "on the device"
+"""The same question to the real runtime, where it is there."""
 
 
 @dataclass(frozen=True, slots=True)

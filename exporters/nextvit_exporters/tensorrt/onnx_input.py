@@ -46,6 +46,7 @@ def check_onnx(model: onnx.ModelProto, name: str, backend: Backend, version: str
     newest = backend.newest_opset(version)
     if opset > newest:
         raise UnsupportedSpec(f"{name} is in opset {opset}, {backend.name} {version} reads up to {newest}")
+    _check_domains(model, name)
     types = tensor_types(model)
     doubles = [each for each, kind in types.items() if kind == TensorProto.DOUBLE]
     if doubles:
@@ -59,6 +60,17 @@ def check_onnx(model: onnx.ModelProto, name: str, backend: Backend, version: str
         _check_quantizers(model, name, quantizers)
     elif quantizers:
         raise UnsupportedSpec(f"{name} holds {quantizers[0].op_type}, so it is an INT8 graph; ask for --int8")
+
+
+def _check_domains(model: onnx.ModelProto, name: str) -> None:
+    """TensorRT reads an operation by its name alone: another domain's Relu would be taken for ONNX's own."""
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        if node.domain not in _ONNX and (node.domain, node.op_type) not in own:
+            raise BuildFailed(
+                f"{name}: {node.name or node.output[0]} is {node.op_type} of {node.domain}, not of ONNX, and TensorRT "
+                "may take it for another; export it with ONNX's own operations"
+            )
 
 
 def _check_quantizers(model: onnx.ModelProto, name: str, quantizers: Iterable[onnx.NodeProto]) -> None:

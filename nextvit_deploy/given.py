@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.handover import check_places, hand_over
-from nextvit_deploy.manifest import Manifest, manifest_path, versions
+from nextvit_deploy.manifest import Manifest, manifest_of, manifest_path
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
 from nextvit_deploy.pipeline import Clock, OnStep, describe, open_checkpoint, open_images, original_outputs, rewrite
@@ -75,19 +75,8 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         with clock.step("verify the saved file"):
             checks = v.verify(spec, draft, cases, references, names)
             saved = to_tensorrt.read(draft)
-        manifest = Manifest(
-            spec=spec,
-            checkpoint=describe(checkpoint),
-            artifact=replace(built, path=path),
-            passes=passes,
-            ops=saved.ops,
-            dtypes=saved.dtypes,
-            checks=checks,
-            notes=notes,
-            versions=versions(),
-            seconds=clock.seconds,
-            unit=saved.unit,
-            built=saved.facts,
+        manifest = manifest_of(
+            spec, describe(checkpoint), replace(built, path=path), passes, saved, checks, notes, clock.seconds
         )
         manifest.write(manifest_path(draft))
     hand_over(request, manifest, images, references[PRECISION_COST].outputs[0], on_step)

@@ -14,6 +14,7 @@ from nextvit_deploy.verify import Check, Verdict, overall
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.passes.base import TOGETHER, PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
+from nextvit_exporters.targets import Saved
 from nextvit_exporters.tensorrt.backends import BACKENDS
 
 SCHEMA: Final = 1
@@ -81,6 +82,33 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write the JSON, whole or not at all; raises OutputNotWritten."""
         record(path, self.as_dict())
+
+
+def manifest_of(
+    spec: ExportSpec,
+    checkpoint: CheckpointInfo,
+    artifact: Artifact,
+    passes: tuple[PassRecord, ...],
+    saved: Saved,
+    checks: tuple[Check, ...],
+    notes: tuple[str, ...],
+    seconds: Mapping[str, float],
+) -> Manifest:
+    """The manifest of an artefact that was read back as ``saved``, judged here and now."""
+    return Manifest(
+        spec=spec,
+        checkpoint=checkpoint,
+        artifact=artifact,
+        passes=passes,
+        ops=saved.ops,
+        dtypes=saved.dtypes,
+        checks=checks,
+        notes=notes,
+        versions=versions(),
+        seconds=seconds,
+        unit=saved.unit,
+        built=saved.facts,
+    )
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.handover import check_places, hand_over
-from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, provenance, versions
+from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
 from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
@@ -68,19 +68,8 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
             checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
             saved = target.read(built.path)
-        manifest = Manifest(
-            spec=spec,
-            checkpoint=info,
-            artifact=replace(built, path=path),
-            passes=passes,
-            ops=saved.ops,
-            dtypes=saved.dtypes,
-            checks=checks,
-            notes=(*notes, *_rolled_back(passes)),
-            versions=versions(),
-            seconds=clock.seconds,
-            unit=saved.unit,
-            built=saved.facts,
+        manifest = manifest_of(
+            spec, info, replace(built, path=path), passes, saved, checks, (*notes, *_rolled_back(passes)), clock.seconds
         )
         manifest.write(manifest_path(draft))
     hand_over(request, manifest, images, original.outputs[0], on_step)
@@ -123,19 +112,8 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
-    return Manifest(
-        spec=spec,
-        checkpoint=info,
-        artifact=Artifact(path, sha256_of(path), path.stat().st_size),
-        passes=passes,
-        ops=saved.ops,
-        dtypes=saved.dtypes,
-        checks=checks,
-        notes=notes,
-        versions=versions(),
-        seconds=clock.seconds,
-        unit=saved.unit,
-        built=saved.facts,
+    return manifest_of(
+        spec, info, Artifact(path, sha256_of(path), path.stat().st_size), passes, saved, checks, notes, clock.seconds
     )
 
 

@@ -20,8 +20,9 @@ from nextvit_exporters.tensorrt.backends import BACKENDS
 SCHEMA: Final = 1
 _WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 """What shapes an artefact's bytes; recorded inside it."""
-_JUDGES: Final = ("onnxruntime", "numpy", *(each.distribution for each in BACKENDS.values()))
+_JUDGES: Final = ("onnxruntime", "numpy")
 """What took part in verifying it; another version of these leaves the bytes alone."""
+_WHERE_INSTALLED: Final = tuple(each.distribution for each in BACKENDS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassR
         "spec": spec.as_dict(),
         "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
         "passes": rewrites(passes),
-        "versions": versions(_WRITERS),
+        "versions": {name: found for name, found in versions().items() if name in _WRITERS},
     }
 
 
@@ -137,14 +138,15 @@ def rewrites(passes: Iterable[PassRecord]) -> dict[str, int]:
     return {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER}
 
 
-def versions(packages: tuple[str, ...] = (*_WRITERS, *_JUDGES)) -> dict[str, str]:
-    """Versions of what writes and what judges an artefact."""
+def versions() -> dict[str, str]:
+    """Versions of what writes and what judges an artefact; of the TensorRTs, those that are installed."""
     found: dict[str, str] = {}
-    for package in packages:
+    for package in (*_WRITERS, *_JUDGES, *_WHERE_INSTALLED):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            if package not in _WHERE_INSTALLED:
+                found[package] = "not installed"
     return found
 
 

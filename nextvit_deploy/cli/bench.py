@@ -26,9 +26,7 @@ def bench(  # noqa: PLR0913 - one parameter per option
     graph: Annotated[bool, typer.Option("--graph", help="Launch the engine as one CUDA graph.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Runs before the first that counts.")] = 20,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Runs that count.")] = 200,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Images at a time; as tuned if left out.")
-    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; as tuned if left out.")] = None,
     size: o.Size = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,

@@ -204,7 +204,7 @@ class Spoil(Rewrite):
 
 def test_a_pass_that_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is infinite, which JSON has no word for."""
-    monkeypatch.setattr(to_onnx, "PASSES", (Spoil(), *to_onnx.PASSES[:1]))
+    monkeypatch.setattr(to_onnx, "ONNX_RUNTIME", (Spoil(), *to_onnx.PASSES[:1]))
     ran = call("passes", "--json")
     assert ran.status == 3
     assert one_line(ran.err) == "rolled back, for it moved the outputs: spoil; report it, or --skip-pass it"
@@ -217,7 +217,7 @@ def test_a_pass_that_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verbose_tells_what_was_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_onnx, "PASSES", (Spoil(),))
+    monkeypatch.setattr(to_onnx, "ONNX_RUNTIME", (Spoil(),))
     said = "spoil left features.0: it is [bold]fine[/] as it is"
     assert said in call("passes", "-v").out
     assert said not in call("passes").out

@@ -18,7 +18,7 @@ from nextvit_deploy.verify import Check, Names, Verdict, overall
 from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError, VerificationFailed
 from nextvit_exporters.executors.base import Array, Arrays
-from nextvit_exporters.spec import ExportSpec, InputKind
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_models.demo import DEMO_IMAGES
 from tests.deploy.support import (
     FAULTS,
@@ -211,10 +211,13 @@ def test_batches_are_full_and_in_order(demo_spec: ExportSpec, batch: int, sizes:
 def test_the_artefact_gets_what_it_reads(demo_spec: ExportSpec, kind: InputKind) -> None:
     images = noise_images(2, (64, 64), demo_spec.preprocessing, seed=1)
     given = v.artefact_inputs(replace(demo_spec, input=kind), images)
-    assert given.shape == (2, 3, 64, 64)
-    assert given.dtype == (np.uint8 if kind is InputKind.UINT8 else np.float32)
+    last = kind is InputKind.UINT8_NHWC
+    assert given.shape == ((2, 64, 64, 3) if last else (2, 3, 64, 64))
+    assert given.dtype == (np.uint8 if kind.is_uint8 else np.float32)
     expected = images.normalised() if kind is InputKind.NORMALIZED else images.pixels
-    np.testing.assert_array_equal(given, expected)
+    np.testing.assert_array_equal(given, expected.transpose(0, 2, 3, 1) if last else expected)
+    half = v.artefact_inputs(replace(demo_spec, input=kind, io=Precision.FP16), images)
+    assert half.dtype == (np.float16 if kind is InputKind.NORMALIZED else given.dtype)
 
 
 def test_an_executor_without_the_output_is_refused(demo_spec: ExportSpec) -> None:

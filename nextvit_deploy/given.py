@@ -54,6 +54,7 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         else:
             made, names = strangers_spec(given, spec_for(replace(request, engine=None), checkpoint))
         spec = spec_of_given(request, made, given)
+        check_names_of(given, names, request)
         to_tensorrt.check_spec(replace(spec, opset=TENSORRT_OPSET))  # its own is read, not written
         path = request.output / (spec.stem + to_tensorrt.SUFFIX)
         check_places(request, path)
@@ -87,6 +88,16 @@ def check_input(request: Request, model: ModelProto, given: Path) -> None:
     """Raise BuildFailed or UnsupportedSpec, in the file's own name, for what the backend won't take."""
     chosen = backend(choose(request.engine.backend, request.engine.gpu).backend if request.engine else "auto")
     check_onnx(model, given.name, chosen, str(load(chosen).__version__), request.precision)
+
+
+def check_names_of(given: Path, names: v.Names, request: Request) -> None:
+    """Raise UnsupportedSpec where a kit or a model repository is asked for, whose names are this tool's own."""
+    wanted = v.Names(to_onnx.INPUT, to_onnx.OUTPUT)
+    if names != wanted and request.engine is not None and (request.engine.kit or request.engine.triton):
+        raise UnsupportedSpec(
+            f"{given.name} calls its tensors {names.input} and {names.output}; --kit and --triton take {wanted.input} "
+            f"and {wanted.output}, so rename them or leave those options out"
+        )
 
 
 def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec:

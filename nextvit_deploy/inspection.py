@@ -71,13 +71,12 @@ def _artefact(path: Path) -> Inspection:
     facts: dict[str, object] = {
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "sha256": sha256_of(path),
-        saved.unit: sum(saved.ops.values()),
-        "op table": dict(saved.ops),
+        **({saved.unit: sum(saved.ops.values()), "op table": dict(saved.ops)} if saved.ops else {}),
         "computes in": saved.dtypes,
         **saved.facts,
     }
     if saved.provenance is None:
-        return Inspection(path.name, facts | {"provenance": "none: not written by this tool"})
+        return Inspection(path.name, facts | {"provenance": saved.without_provenance})
     return Inspection(path.name, facts | {key: value for key, value in saved.provenance.items() if key != "schema"})
 
 

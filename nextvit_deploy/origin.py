@@ -72,6 +72,7 @@ def strangers_spec(path: Path, spec: ExportSpec) -> tuple[ExportSpec, Names]:
         batch=batch or 1,
         opset=max((each.version for each in model.opset_import if each.domain in {"", "ai.onnx"}), default=spec.opset),
         input=_KINDS[dtype],
+        io=Precision.FP16 if _HALF in {dtype, model.graph.output[0].type.tensor_type.elem_type} else Precision.FP32,
         dynamic_batch=batch is None,
         dynamic_size=height is None or width is None,
     )

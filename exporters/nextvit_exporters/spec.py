@@ -89,14 +89,7 @@ class ExportSpec:
     @property
     def stem(self) -> str:
         """File name without suffix: model, task, size, batch, precision, input and consumer."""
-        size = f"{self.height}" if self.height == self.width else f"{self.height}x{self.width}"
-        parts = [
-            self.model,
-            self.task,
-            f"{size}dyn" if self.dynamic_size else size,
-            "bdyn" if self.dynamic_batch else f"b{self.batch}",
-            str(self.precision),
-        ]
+        parts = [self.model, self.task, *self._sizes(), str(self.precision)]
         if self.input is not InputKind.NORMALIZED:
             parts.append(str(self.input))
         if self.io is not Precision.FP32:
@@ -104,6 +97,16 @@ class ExportSpec:
         gpu = None if self.engine is None else self.engine.gpu
         parts += [each for each in (self.consumer, self.pass_set, gpu) if each is not None]
         return "_".join(parts)
+
+    def _sizes(self) -> tuple[str, str]:
+        """Size and batch, and of an engine the ranges of both."""
+        if self.engine is not None:
+            batch, height, width = (
+                str(each).replace(":", "-") for each in (self.engine.batch, self.engine.height, self.engine.width)
+            )
+            return height if height == width else f"{height}x{width}", f"b{batch}"
+        size = f"{self.height}" if self.height == self.width else f"{self.height}x{self.width}"
+        return f"{size}dyn" if self.dynamic_size else size, "bdyn" if self.dynamic_batch else f"b{self.batch}"
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

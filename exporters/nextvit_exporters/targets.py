@@ -35,6 +35,8 @@ class Saved:
     """Read back from its tensors: ``131 of 131 operations in fp16``."""
     unit: str = "nodes"
     """What ``ops`` counts."""
+    without_provenance: str = "none: not written by this tool"
+    """Why ``provenance`` is None, where it is."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What else there is to know, by name; JSON-ready."""
 

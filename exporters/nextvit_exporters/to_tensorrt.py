@@ -231,12 +231,15 @@ def read(path: Path) -> Saved:
     origin = _origin(log_of(path))
     if origin is None or origin.engine != sha256_of(path):
         why = "is not beside it" if origin is None else "tells of another engine"
-        return Saved(None, {}, f"not known: {log_of(path).name} {why}", "kernels", describe(header, None))
+        unknown = f"not known: {log_of(path).name} {why}"
+        return Saved(None, {}, unknown, "kernels", unknown, describe(header, None))
     report = read_log(log_of(path).read_text(encoding="utf-8").splitlines())
-    beside, provenance = onnx_of(path), None
-    if beside.is_file() and origin.onnx == sha256_of(beside):
-        provenance = to_onnx.read(beside).provenance
-    return Saved(provenance, report.count(), _dtypes(report, origin.precision), "kernels", describe(header, report))
+    beside, dtypes = onnx_of(path), _dtypes(report, origin.precision)
+    if not beside.is_file() or origin.onnx != sha256_of(beside):
+        unknown = f"not known: {beside.name} is not beside it, or not what it was built from"
+        return Saved(None, report.count(), dtypes, "kernels", unknown, describe(header, report))
+    made = to_onnx.read(beside)
+    return Saved(made.provenance, report.count(), dtypes, "kernels", made.without_provenance, describe(header, report))
 
 
 def _dtypes(report: EngineReport, asked: Precision) -> str:

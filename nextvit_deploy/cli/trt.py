@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -87,8 +86,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
     """Build a TensorRT engine, without a GPU too, and verify what TensorRT understood against PyTorch."""
     precision, said = _precision({"fp16": fp16, "fp32": fp32, "int8": int8})
     kind = _input(reads, nhwc=uint8_nhwc)
-    shapes_the_file = {"--io": io is not IoChoice.FP32, "--pass-set": pass_set, "--skip-pass": skip}
-    _check_given(onnx_file, shapes_the_file | {"--input": kind != o.InputChoice.NORMALIZED.value}, int8=int8)
+    if int8 and onnx_file is None:
+        raise typer.BadParameter("INT8 needs a quantized graph; give one with --onnx FILE", param_hint="'--int8'")
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy import request as r
         from nextvit_deploy.given import export_given
@@ -123,15 +122,6 @@ def _input(reads: o.InputChoice, *, nhwc: bool) -> str:
         msg = f"--uint8-nhwc and --input {reads.value} exclude each other; give one"
         raise typer.BadParameter(msg, param_hint="the input")
     return short.value if nhwc else reads.value
-
-
-def _check_given(file: Path | None, asked: Mapping[str, object], *, int8: bool) -> None:
-    """Raise BadParameter for what can't be asked of a file that is built as it is, or of a checkpoint."""
-    if int8 and file is None:
-        raise typer.BadParameter("INT8 needs a quantized graph; give one with --onnx FILE", param_hint="'--int8'")
-    if file is not None and (vain := [option for option, value in asked.items() if value]):
-        msg = f"{vain[0]} can't change a file that is there already; drop it, or export the checkpoint anew"
-        raise typer.BadParameter(msg, param_hint="'--onnx'")
 
 
 def _precision(asked: dict[str, bool]) -> tuple[str, tuple[str, ...]]:

@@ -135,7 +135,7 @@ def test_another_process_and_folder_give_the_same_bytes(engine: Exported, tmp_pa
 def test_open_batch_and_camera_pixels(open_batch: Exported) -> None:
     manifest = open_batch.manifest
     assert is_proven(manifest)
-    assert open_batch.path.stem == "nextvit_nano_classify_64_bdyn_fp16_uint8-nhwc_t4"
+    assert open_batch.path.stem == "nextvit_nano_classify_64_b1-2-4_fp16_uint8-nhwc_t4"
     assert manifest["spec"]["engine"]["batch"] == "1:2:4"
     for checks in questions(manifest).values():
         assert [check["inputs"] for check in checks] == ["8 of the demo's digits", "noise, batch 1", "noise, batch 3"]
@@ -147,7 +147,7 @@ def test_open_batch_and_camera_pixels(open_batch: Exported) -> None:
 def test_open_size_and_fp16_outside(tmp_path_factory: pytest.TempPathFactory) -> None:
     made = exported(tmp_path_factory.getbasetemp(), "--fp16", "--io", "fp16", "--size", "64:96:128x96")
     assert is_proven(made.manifest)
-    assert made.path.stem == "nextvit_nano_classify_96dyn_b1_fp16_io-fp16_t4"
+    assert made.path.stem == "nextvit_nano_classify_64-96-128x64-96-96_b1_fp16_io-fp16_t4"
     ranges = {axis: made.manifest["spec"]["engine"][axis] for axis in ("height", "width")}
     assert ranges == {"height": "64:96:128", "width": "64:96:96"}
     shapes = ["8 of the demo's digits", "noise, 64x64", "noise, 97x81", "noise, 128x96"]

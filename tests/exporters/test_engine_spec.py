@@ -75,9 +75,9 @@ def test_a_damaged_record_is_one_line(damage: dict[str, object]) -> None:
 
 
 def test_the_file_name_holds_what_tells_two_engines_apart() -> None:
-    assert SPEC.stem == "nano_classify_224x256_b8_fp16_t4"
+    assert SPEC.stem == "nano_classify_224x224-256-512_b1-8-32_fp16_t4"
     special = replace(SPEC, io=Precision.FP16, input=InputKind.UINT8_NHWC, pass_set="fewest-macs")  # noqa: S106 - no password
-    assert special.stem == "nano_classify_224x256_b8_fp16_uint8-nhwc_io-fp16_fewest-macs_t4"
+    assert special.stem == "nano_classify_224x224-256-512_b1-8-32_fp16_uint8-nhwc_io-fp16_fewest-macs_t4"
 
 
 def test_channels_last_is_the_shape_of_the_input() -> None:

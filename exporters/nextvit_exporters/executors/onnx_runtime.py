@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state
@@ -67,8 +68,13 @@ class OnnxRuntime:
             msg = f"{self._path.name} reads {', '.join(sorted(wanted))}, not {', '.join(sorted(inputs))}"
             raise BuildFailed(msg)
         names = [output.name for output in self._session.get_outputs()]
+        widened = {entry.name for entry in self._session.get_inputs() if entry.type == "tensor(float)"}
+        fed = {  # where the file reads FP16 its stand-in reads float32
+            name: values.astype(np.float32) if name in widened and values.dtype == np.float16 else values
+            for name, values in inputs.items()
+        }
         try:
-            outputs = self._session.run(names, dict(inputs))
+            outputs = self._session.run(names, fed)
         except _REFUSALS as error:
             msg = f"ONNX Runtime can't run {self._path.name}: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error

@@ -26,15 +26,15 @@ def choose(name: str, gpu_name: str | None) -> Choice:
     """
     devices = probe_driver().devices
     chosen = _auto(devices) if name == "auto" else backend(name)
-    if not _is_installed(chosen):
-        raise MissingExtra(f"the {chosen.name} backend", chosen.extra)
-    if chosen.builds_on_cpu:
-        return Choice(chosen.name, gpu_name or DEFAULT_GPU)
-    if not devices:
+    if not chosen.builds_on_cpu and not devices:
         raise UnsupportedSpec(
             f"{chosen.name} builds on the GPU it builds for, and there is no CUDA driver with one here; use --backend "
             "tensorrt-rtx, or finish on the GPU's machine what --kit DIR prepares here"
         )
+    if not _is_installed(chosen):
+        raise MissingExtra(f"the {chosen.name} backend", chosen.extra)
+    if chosen.builds_on_cpu:
+        return Choice(chosen.name, gpu_name or DEFAULT_GPU)
     at_hand = devices[0]
     if gpu_name is not None and gpu(gpu_name).capability != at_hand.capability:
         raise UnsupportedSpec(

@@ -47,7 +47,7 @@ def test_what_is_chosen(
 
 @pytest.mark.parametrize(("asked", "extra"), [("auto", "trt-rtx"), ("tensorrt-rtx", "trt-rtx"), ("tensorrt", "trt")])
 def test_nothing_installed_names_the_pip_line(monkeypatch: pytest.MonkeyPatch, asked: str, extra: str) -> None:
-    here(monkeypatch, installed=frozenset())
+    here(monkeypatch, T4, installed=frozenset())
     with pytest.raises(MissingExtra, match=rf"pip install 'nextvit-deploy\[{extra}\]'"):
         choose(asked, None)
 

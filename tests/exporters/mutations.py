@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor, fx
 
 from nextvit_exporters import graph as g
-from nextvit_exporters import to_onnx
 from nextvit_exporters.passes.base import FLOAT64_BOUND, Pass, relative_error, run_passes
 from nextvit_exporters.passes.pack_key_value import PackKeyValue
+from nextvit_exporters.passes.sets import ONNX_RUNTIME
 from tests.exporters.passes_harness import RAW, make, pixels
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -35,8 +35,8 @@ def stages(name: str, side: int) -> Stages:
     graph = g.trace(model)
     expected = g.execute(graph, inputs)
     before: dict[str, fx.GraphModule] = {"pack-key-value": graph}
-    passes: dict[str, Pass] = {each.name: each for each in (*to_onnx.PASSES, RAW, PackKeyValue())}
-    for each in (*to_onnx.PASSES, RAW):
+    passes: dict[str, Pass] = {each.name: each for each in (*ONNX_RUNTIME, RAW, PackKeyValue())}
+    for each in (*ONNX_RUNTIME, RAW):
         before[each.name] = graph
         graph, (record,) = run_passes(graph, [each], [inputs])
         assert record.certified

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
-from nextvit_exporters import to_onnx
 from nextvit_exporters.passes.base import Pass, PassRecord, relative_error, run_passes
 from nextvit_exporters.passes.normalize_input import NormalizeInput
 from nextvit_exporters.passes.pack_key_value import PackKeyValue
+from nextvit_exporters.passes.sets import ONNX_RUNTIME
 from nextvit_models.blocks import EMHSA, NTB
 from nextvit_models.config import VARIANTS
 from nextvit_models.nextvit import NextViT, NextViTBackbone
@@ -255,7 +255,7 @@ def certified(name: str) -> Certified:
     model = make(name)
     inputs = pixels(2, 3, 64, 64, seed=1)
     traced = g.trace(model)
-    graph, records = run_passes(traced, (*to_onnx.PASSES, RAW), [inputs])
+    graph, records = run_passes(traced, (*ONNX_RUNTIME, RAW), [inputs])
     _, (packed,) = run_passes(traced, [PackKeyValue()], [inputs])
     expected = g.execute(model.double(), inputs)
     return Certified(graph, records, packed, RAW.adapt(inputs), expected)

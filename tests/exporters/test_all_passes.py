@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from nextvit_exporters import graph as g
-from nextvit_exporters import to_onnx
 from nextvit_exporters.passes.base import relative_error, run_passes
+from nextvit_exporters.passes.sets import ONNX_RUNTIME
 from tests.exporters.passes_harness import BOUND, MODELS, RAW, certified, pixels
 
 KEPT_NORMS = {
@@ -36,7 +36,7 @@ def test_no_norm_is_left_that_could_go(model: str) -> None:
 @pytest.mark.parametrize("model", ["nano", "official", "own head", "backbone"])
 def test_a_second_round_finds_nothing(model: str) -> None:
     done = certified(model)
-    _, records = run_passes(done.graph, (*to_onnx.PASSES, RAW), [done.inputs])
+    _, records = run_passes(done.graph, (*ONNX_RUNTIME, RAW), [done.inputs])
     assert {record.name: record.rewrites for record in records if record.rewrites} == {}
 
 

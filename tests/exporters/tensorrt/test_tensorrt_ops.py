@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -205,12 +205,15 @@ def test_a_window_over_the_edge_is_a_mean_of_what_is_there(tmp_path: Path) -> No
     assert execute(case.proto, x, tmp_path)[0, 0].tolist() == expected
 
 
+ROUNDING: tuple[Mode, ...] = ("exact", "emulated")
+
+
 def test_quantizing_rounds_half_to_even_and_saturates(tmp_path: Path) -> None:
     steps = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 126.4, 126.5, 127.5, 1e9, -127.5, -128.5, -1e9], np.float32)
     nodes = [make("QuantizeLinear", ["x", "s", "z"], ["q"], "q"), make("DequantizeLinear", ["q", "s", "z"], ["y"], "d")]
     constants: dict[str, Array] = {"s": np.array(0.25, np.float32), "z": np.array(0, np.int8)}
     expected = np.array([0, 2, 2, 0, -2, 126, 126, 127, 127, -128, -128, -128], np.float32) / 4
-    for mode in get_args(Mode):
+    for mode in ROUNDING:
         assert np.array_equal(execute(model(nodes, [12], constants), steps / 4, tmp_path, mode), expected)
 
 
@@ -228,7 +231,7 @@ def test_scales_by_channel_lie_along_their_axis(tmp_path: Path, axis: int) -> No
     assert np.allclose(execute(made, x, tmp_path), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("mode", ROUNDING)
 def test_a_quantized_convolution_reads_its_kernel_from_a_dequantize(tmp_path: Path, mode: Mode) -> None:
     rng = np.random.default_rng(0)
     constants: dict[str, Array] = {

@@ -111,9 +111,12 @@ class ExportSpec:
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """The shape the artefact is built at: (B, 3, H, W), or (B, H, W, 3) where it reads that."""
-        if self.input is InputKind.UINT8_NHWC:
-            return (self.batch, self.height, self.width, 3)
-        return (self.batch, 3, self.height, self.width)
+        return self.shape_at((self.batch, self.height, self.width))
+
+    def shape_at(self, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """The input's shape at another (B, H, W)."""
+        batch, height, width = size
+        return (batch, height, width, 3) if self.input is InputKind.UINT8_NHWC else (batch, 3, height, width)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; ``from_dict`` reads it back."""
@@ -138,8 +141,8 @@ class ExportSpec:
                 "preprocessing": Preprocessing.from_dict(fields["preprocessing"]),
                 "labels": tuple(fields["labels"]),  # type: ignore[arg-type]  # a wrong type is the error below
                 "skip": tuple(fields["skip"]),  # type: ignore[arg-type]  # as above
-                "io": Precision(fields["io"]),
-                "engine": EngineSpec.from_dict(fields["engine"]) if fields["engine"] else None,  # type: ignore[arg-type]
+                "io": Precision(fields.get("io", Precision.FP32)),
+                "engine": EngineSpec.from_dict(fields["engine"]) if fields.get("engine") else None,  # type: ignore[arg-type]
             }
             return cls(**values)  # type: ignore[arg-type]  # as above
         except (KeyError, TypeError, ValueError) as error:

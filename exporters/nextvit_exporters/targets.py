@@ -112,6 +112,10 @@ class Target(Protocol):
         """The spec under which this target executes the artefact, which may record one of another target."""
         ...
 
+    def remarks(self, path: Path) -> tuple[str, ...]:
+        """What to know of an artefact on this machine; notes for people."""
+        ...
+
     def executors(self, spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
         """What can execute the artefact here, by the question it answers."""
         ...

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -159,9 +160,15 @@ def source(path: Path) -> Path:
 
 
 def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
-    """The spec as it is recorded."""
+    """The spec as it is recorded; a file that an engine was built from is an ONNX file all the same."""
     del path
-    return spec
+    return replace(spec, target="onnx", engine=None)
+
+
+def remarks(path: Path) -> tuple[str, ...]:
+    """Nothing to remark."""
+    del path
+    return ()
 
 
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, OnnxRuntime]:

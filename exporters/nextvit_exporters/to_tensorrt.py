@@ -7,6 +7,7 @@ understood, the network it parsed from ``x.onnx``, is executed here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch import fx
 
 from nextvit_exporters import targets, to_onnx
 from nextvit_exporters.cuda.driver import probe_driver
-from nextvit_exporters.cuda.loading import check_version
-from nextvit_exporters.engine_spec import EngineSpec, Range
+from nextvit_exporters.cuda.loading import check_device, check_version
+from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import BuildFailed, MissingExtra, NotExecutable, UnsupportedSpec
 from nextvit_exporters.executors.base import Executor
 from nextvit_exporters.executors.tensorrt_device import TensorRTDevice
@@ -28,7 +29,7 @@ from nextvit_exporters.passes.base import Pass
 from nextvit_exporters.passes.sets import TENSORRT, TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, Precision, Tolerance
 from nextvit_exporters.targets import Saved
-from nextvit_exporters.tensorrt.backends import DEFAULT_GPU, backend, check_precision, gpu, load, sm
+from nextvit_exporters.tensorrt.backends import backend, check_precision, gpu, load
 from nextvit_exporters.tensorrt.builder import BuiltEngine, build_engine
 from nextvit_exporters.tensorrt.header import read_header
 from nextvit_exporters.tensorrt.kernels import EngineReport, check_dtypes, read_log
@@ -67,14 +68,30 @@ _RECORD: Final = "nextvit-deploy built"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The SHA-256 of an engine and of the ONNX file it was built from, and the precision asked for.
+    """What an engine was built from: SHA-256 of both files, the precision asked for and the engine's spec.
 
-    The log beside them records all three in its last line.
+    The log beside them records it in its last line.
     """
 
     engine: str
     onnx: str
     precision: Precision
+    spec: EngineSpec
+
+    def line(self) -> str:
+        """For the log."""
+        fields = {"engine": self.engine, "onnx": self.onnx, "precision": str(self.precision)}
+        return f"{_RECORD} {json.dumps(fields | {'spec': self.spec.as_dict()}, sort_keys=True)}"
+
+    @classmethod
+    def of_line(cls, line: str) -> Origin | None:
+        """Read what ``line`` wrote; None when it is something else."""
+        try:
+            fields = json.loads(line.removeprefix(_RECORD))
+            spec = EngineSpec.from_dict(fields["spec"])
+            return cls(str(fields["engine"]), str(fields["onnx"]), Precision(fields["precision"]), spec)
+        except (ValueError, LookupError, TypeError, UnsupportedSpec):
+            return None
 
 
 def onnx_of(path: Path) -> Path:
@@ -156,7 +173,7 @@ def assemble(spec: ExportSpec, path: Path, on_step: Callable[[str], None]) -> Ar
     if cache is not None and built.timing_cache is not None:
         atomic_write(cache, built.timing_cache)
     artifact = Artifact(path, sha256_of(path), path.stat().st_size)
-    _write_log(path, built, Origin(artifact.sha256, sha256_of(model), spec.precision))
+    _write_log(path, built, Origin(artifact.sha256, sha256_of(model), spec.precision, spec.engine))
     return artifact
 
 
@@ -176,15 +193,20 @@ def source(path: Path) -> Path:
 
 
 def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
-    """``spec`` with the engine's backend and GPU from its header, where it was written for another target."""
+    """``spec``, which the ONNX file records, with what the engine was built as; the log beside it says so."""
     origin = _origin(log_of(path))
-    if spec.engine is not None or origin is None:
+    if origin is None:
         return spec
-    header = read_header(path)
-    capability = (header.capabilities or (gpu(DEFAULT_GPU).capability,))[0]
-    batch, height, width = (Range.of(size) for size in (spec.batch, spec.height, spec.width))
-    engine = EngineSpec(header.backend, sm(capability).lower(), batch, height, width)
-    return replace(spec, target="tensorrt", precision=origin.precision, engine=engine)
+    batch, height, width = origin.spec.optimum
+    return replace(
+        spec,
+        target="tensorrt",
+        precision=origin.precision,
+        engine=origin.spec,
+        batch=batch,
+        height=height,
+        width=width,
+    )
 
 
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
@@ -207,19 +229,30 @@ def executors(spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
 
 
 def _on_device(path: Path) -> Mapping[str, Executor]:
-    """The engine on the GPU at hand; nothing where it isn't for that GPU, or not of the TensorRT installed."""
+    """The engine on the GPU at hand, where there is one that it can run on."""
+    if path.suffix != SUFFIX or not probe_driver().devices or why_not_here(path):
+        return {}
+    return {targets.ON_DEVICE: TensorRTDevice(path, read_header(path).backend)}
+
+
+def why_not_here(path: Path) -> str | None:
+    """Why the GPU at hand can't run the engine; None where it can, or where there is none."""
     devices = probe_driver().devices
-    if not devices or path.suffix != SUFFIX:
-        return {}
+    if not devices:
+        return None
     header = read_header(path)
-    chosen = backend(header.backend)
-    if header.capabilities is not None and devices[0].capability not in header.capabilities:
-        return {}
     try:
-        check_version(path, header, str(load(chosen).__version__))
-    except (MissingExtra, BuildFailed):
-        return {}
-    return {targets.ON_DEVICE: TensorRTDevice(path, header.backend)}
+        check_device(path, header, devices[0])
+        check_version(path, header, str(load(backend(header.backend)).__version__))
+    except (MissingExtra, BuildFailed, UnsupportedSpec) as error:
+        return str(error)
+    return None
+
+
+def remarks(path: Path) -> tuple[str, ...]:
+    """That the engine was not executed on the GPU at hand, where there is one, and why."""
+    why = why_not_here(path)
+    return (f"not executed on the GPU here: {why}",) if why else ()
 
 
 def read(path: Path) -> Saved:
@@ -251,18 +284,13 @@ def _dtypes(report: EngineReport, asked: Precision) -> str:
 
 
 def _write_log(path: Path, built: BuiltEngine, origin: Origin) -> None:
-    record = f"{_RECORD} engine {origin.engine} from onnx {origin.onnx} in {origin.precision}"
-    text = "\n".join([*built.log.lines(), record, ""])
+    text = "\n".join([*built.log.lines(), origin.line(), ""])
     atomic_write(log_of(path), text.encode("utf-8", "backslashreplace"))
 
 
 def _origin(log: Path) -> Origin | None:
-    """The last line of a log, None where there is none or it isn't whole."""
+    """The record in the last line of a log, None where there is none or it isn't whole."""
     if not log.is_file():
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    words = lines[-1].split() if lines else []
-    known = {str(each): each for each in Precision}
-    if len(words) != 9 or not lines[-1].startswith(_RECORD) or words[8] not in known:
-        return None
-    return Origin(words[3], words[6], known[words[8]])
+    return Origin.of_line(lines[-1]) if lines and lines[-1].startswith(_RECORD) else None

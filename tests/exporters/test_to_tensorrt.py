@@ -54,8 +54,9 @@ def names(executors: Mapping[str, object]) -> list[str]:
 def test_three_files_belong_together(engine: Path, built: Artifact) -> None:
     assert sorted(path.name for path in engine.parent.iterdir()) == ["x.engine", "x.engine.log", "x.onnx"]
     last = to_tensorrt.log_of(engine).read_text("utf-8").splitlines()[-1]
-    assert last.startswith(f"nextvit-deploy built engine {built.sha256} from onnx ")
-    assert last.endswith(" in fp16")
+    record = to_tensorrt.Origin.of_line(last)
+    assert record is not None
+    assert record == to_tensorrt.Origin(built.sha256, sha256_of(engine.with_suffix(".onnx")), Precision.FP16, ENGINE)
     assert to_tensorrt.source(engine) == engine.with_suffix(".onnx")
 
 
@@ -148,10 +149,12 @@ def test_another_tensorrt_than_its_own_does_not_run_it(engine: Path, monkeypatch
     engine.write_bytes(data)
     log = to_tensorrt.log_of(engine)
     *lines, last = log.read_text("utf-8").splitlines()
-    words = last.split()
-    words[3] = sha256_of(engine)
-    log.write_text("\n".join([*lines, " ".join(words), ""]), "utf-8")
+    record = to_tensorrt.Origin.of_line(last)
+    assert record is not None
+    log.write_text("\n".join([*lines, replace(record, engine=sha256_of(engine)).line(), ""]), "utf-8")
     assert targets.ON_DEVICE not in to_tensorrt.executors(SPEC, engine)
+    (note,) = to_tensorrt.remarks(engine)
+    assert note.startswith("not executed on the GPU here: x.engine was built by tensorrt-rtx 1.8")
 
 
 def test_the_exact_answer_is_pytorch_s(engine: Path) -> None:
@@ -169,11 +172,17 @@ def test_the_exact_answer_is_pytorch_s(engine: Path) -> None:
 
 def test_a_record_of_another_target_is_adopted(engine: Path) -> None:
     """An ONNX file that the onnx command wrote, built with trt --onnx: backend and GPU are in the engine's header."""
-    adopted = to_tensorrt.adopt(replace(SPEC, target="onnx", engine=None), engine)
-    assert (adopted.target, adopted.precision) == ("tensorrt", Precision.FP16)
-    assert adopted.engine == EngineSpec("tensorrt-rtx", "sm75", Range.of(2), SIDE, SIDE)
-    assert to_tensorrt.adopt(SPEC, engine) is SPEC
-    assert to_onnx.adopt(SPEC, engine) is SPEC
+    assert to_tensorrt.adopt(replace(SPEC, target="onnx", engine=None), engine) == SPEC
+    other = replace(ENGINE, gpu="a10", batch=Range(1, 4, 8))
+    assert to_tensorrt.adopt(replace(SPEC, engine=other, batch=4, precision=Precision.FP32), engine) == SPEC
+    assert to_onnx.adopt(SPEC, engine) == replace(SPEC, target="onnx", engine=None)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "nextvit-deploy built", "nextvit-deploy built {}", 'nextvit-deploy built {"engine": 1}', "built by me"]
+)
+def test_a_record_that_is_none(line: str) -> None:
+    assert to_tensorrt.Origin.of_line(line) is None
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nextvit_exporters.errors import NotExecutable
+from nextvit_exporters.errors import BuildFailed, NotExecutable
 
 _NAME_LENGTH: Final = 256
 _MAJOR: Final = 75
 _MINOR: Final = 76
 """The driver's numbers for the two halves of the compute capability."""
+
+
+class CudaFailed(BuildFailed, NotExecutable):
+    """CUDA refused or broke off: an old driver, memory in use; whether the engine is right stays unknown."""
 
 
 class NoDevice(NotExecutable):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nextvit_exporters.cuda.driver import Device
+from nextvit_exporters.cuda.driver import CudaFailed, Device
 from nextvit_exporters.cuda.plan import Profile, Shape, dtype_of
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
 from nextvit_exporters.tensorrt.backends import Backend, Module
@@ -54,7 +54,7 @@ def load_engine(module: Module, path: Path, log: BuildLog) -> Any:
 
 
 def create_context(module: Module, engine: Any, log: BuildLog) -> Any:
-    """An execution context; raises BuildFailed when TensorRT makes none.
+    """An execution context; raises CudaFailed when TensorRT makes none.
 
     TensorRT-RTX compiles kernels for a new shape in the background unless told to finish that first; it is told, so
     that all runs at one shape use the same kernels.
@@ -67,7 +67,7 @@ def create_context(module: Module, engine: Any, log: BuildLog) -> Any:
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         context = engine.create_execution_context(config)
     if context is None:
-        raise BuildFailed(
+        raise CudaFailed(
             f"TensorRT makes no execution context: {log.errors() or 'it gave no reason'}; is the GPU's memory in use?"
         )
     return context

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from nextvit_exporters.cuda.driver import CudaFailed
 from nextvit_exporters.cuda.memory import Bytes, Event
 from nextvit_exporters.errors import BuildFailed, MissingExtra
 
@@ -129,7 +130,7 @@ class BindingsCuda:
         """The value of a runtime function; raises BuildFailed with the name of its error."""
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status) != 0:
-            raise BuildFailed(f"CUDA fails: {name} gave {getattr(status, 'name', status)}")
+            raise CudaFailed(f"CUDA fails: {name} gave {getattr(status, 'name', status)}")
         return values[0] if values else None
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from nextvit_exporters.cuda.driver import CudaFailed
 from nextvit_exporters.cuda.memory import Bytes, Event, Graph
 from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec
 
@@ -122,4 +123,4 @@ class PycudaCuda:
         try:
             yield
         except self._driver.Error as error:
-            raise BuildFailed(f"CUDA fails: {' '.join(str(error).split())}") from error
+            raise CudaFailed(f"CUDA fails: {' '.join(str(error).split())}") from error

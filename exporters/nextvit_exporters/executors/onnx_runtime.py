@@ -40,6 +40,8 @@ class OnnxRuntime:
         self.name = f"onnxruntime {ort.__version__} cpu"
         self._path = path
         self._session: ort.InferenceSession | None = None
+        self._widened: frozenset[str] = frozenset()
+        """Inputs that the file reads in FP16 and its stand-in in float32."""
 
     def __enter__(self) -> Self:
         options = ort.SessionOptions()
@@ -68,11 +70,7 @@ class OnnxRuntime:
             msg = f"{self._path.name} reads {', '.join(sorted(wanted))}, not {', '.join(sorted(inputs))}"
             raise BuildFailed(msg)
         names = [output.name for output in self._session.get_outputs()]
-        widened = {entry.name for entry in self._session.get_inputs() if entry.type == "tensor(float)"}
-        fed = {  # where the file reads FP16 its stand-in reads float32
-            name: values.astype(np.float32) if name in widened and values.dtype == np.float16 else values
-            for name, values in inputs.items()
-        }
+        fed = {name: values.astype(np.float32) if name in self._widened else values for name, values in inputs.items()}
         try:
             outputs = self._session.run(names, fed)
         except _REFUSALS as error:
@@ -90,6 +88,8 @@ class OnnxRuntime:
         unrounded = self.mode == "unrounded" and any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         if not half_tensors(model) and not unrounded:
             return str(self._path)
+        half = onnx.TensorProto.FLOAT16
+        self._widened = frozenset(i.name for i in model.graph.input if i.type.tensor_type.elem_type == half)
         stand_in = emulate(model) if self.mode == "emulated" else widen(model)
         stand_in = unround(stand_in) if unrounded else stand_in
         return bytes(stand_in.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -52,11 +53,12 @@ class Backend:
     """One TensorRT.
 
     ``builds_on_cpu`` says that it needs no GPU and is told the compute capability instead; the others build for the
-    GPU at hand. ``magic`` opens its engine files. ``layers_in_log`` says that the detailed list of kernels is in the
-    builder's log; otherwise the built engine is asked for it. ``opsets`` holds the newest opset that each major version
-    reads. ``refused`` holds, by compute capability, the precisions it can't build, each with the reason;
-    ``without_timings`` why a timing cache is refused, None where it is used; ``remarks`` what to know of a precision
-    it does build.
+    GPU at hand, whichever it is, and ``capabilities`` is None. ``opsets`` holds the newest opset that each major
+    version reads. ``magic`` opens its engine files; ``tells_gpus`` says that these name the GPUs they are for,
+    ``plan_for_triton`` that Triton can load them. ``layers_in_log`` says that the detailed list of kernels is in the
+    builder's log; otherwise the built engine is asked for it. ``without_timings`` says why a timing cache is refused,
+    None where it is used. ``refused`` holds, by compute capability, the precisions it can't build, each with the
+    reason; ``remarks`` what to know of a precision it does build.
     """
 
     name: str
@@ -65,9 +67,11 @@ class Backend:
     extra: str
     oldest: tuple[int, int]
     builds_on_cpu: bool
-    capabilities: tuple[tuple[int, int], ...]
+    capabilities: tuple[tuple[int, int], ...] | None
     opsets: Mapping[int, int]
     magic: bytes
+    tells_gpus: bool
+    plan_for_triton: bool
     layers_in_log: bool
     without_timings: str | None
     refused: Mapping[tuple[int, int], Mapping[Precision, str]]
@@ -87,9 +91,11 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             extra="trt",
             oldest=(10, 0),
             builds_on_cpu=False,
-            capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
+            capabilities=None,
             opsets=MappingProxyType({10: 20, 11: 25}),  # 10.0's parser; later 10.x read more
             magic=b"ftrt",
+            tells_gpus=False,
+            plan_for_triton=True,
             layers_in_log=False,
             without_timings=None,
             refused=MappingProxyType({}),
@@ -105,6 +111,8 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0)),
             opsets=MappingProxyType({1: 25}),  # measured with 1.7; newer ones are parsed in silence
             magic=b"vtrt",
+            tells_gpus=True,
+            plan_for_triton=False,
             layers_in_log=True,
             without_timings="it times nothing while it builds, so a timing cache changes nothing",
             refused=MappingProxyType(
@@ -137,18 +145,22 @@ def backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
+def plain_name(name: str) -> str:
+    """A GPU's name as the list writes it, however it was typed."""
+    return name.lower().replace("-", "").replace(" ", "")
+
+
 def gpu(name: str) -> Gpu:
     """The GPU of that name, in any case and with or without hyphens, or any of a compute capability (``sm75``).
 
     Raises UnsupportedSpec when there is none.
     """
-    plain = name.lower().replace("-", "").replace(" ", "")
+    plain = plain_name(name)
     if plain in GPUS:
         return GPUS[plain]
-    known = {each.capability for each in GPUS.values()}
-    for capability in known:
-        if plain == sm(capability).lower():
-            return Gpu(f"any {sm(capability)}", capability)
+    if found := re.fullmatch(r"sm(\d{1,2})(\d)", plain, re.ASCII):
+        capability = int(found[1]), int(found[2])
+        return Gpu(f"any {sm(capability)}", capability)
     raise UnsupportedSpec(
         f"there is no GPU '{name}' in the list; choose one of {', '.join(GPUS)}, or sm75 and its like"
     )
@@ -156,7 +168,7 @@ def gpu(name: str) -> Gpu:
 
 def check_precision(which: Backend, target: Gpu, precision: Precision) -> None:
     """Raise UnsupportedSpec where the backend can't build ``precision`` for the GPU, or nothing for it."""
-    if target.capability not in which.capabilities:
+    if which.capabilities is not None and target.capability not in which.capabilities:
         able = [name for name, each in GPUS.items() if each.capability in which.capabilities]
         raise UnsupportedSpec(f"{which.name} builds nothing for {target.title}; choose one of {', '.join(able)}")
     if reason := which.refused.get(target.capability, {}).get(precision):
@@ -167,11 +179,17 @@ def check_precision(which: Backend, target: Gpu, precision: Precision) -> None:
 
 
 def load(which: Backend) -> Module:
-    """Import the backend; raises MissingExtra without it, UnsupportedSpec where it is too old."""
+    """Import the backend; raises MissingExtra without it, UnsupportedSpec where it is too old or does not load."""
     try:
         module = importlib.import_module(which.module)
-    except ImportError as error:
-        raise MissingExtra(f"the {which.name} backend", which.extra) from error
+    except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
+        if isinstance(error, ModuleNotFoundError) and error.name == which.module:
+            raise MissingExtra(f"the {which.name} backend", which.extra) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedSpec(
+            f"{which.module} is installed but does not load: {reason}; run: "
+            f"pip install --force-reinstall 'nextvit-deploy[{which.extra}]'"
+        ) from error
     version = tuple(int(part) for part in str(module.__version__).split(".")[:2])
     if version < which.oldest:
         oldest = ".".join(map(str, which.oldest))

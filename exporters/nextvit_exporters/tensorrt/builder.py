@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
-from nextvit_exporters.spec import ExportSpec, InputKind, Precision
+from nextvit_exporters.spec import ExportSpec, Precision
 from nextvit_exporters.tensorrt.backends import Backend, Module, gpu, sm
 from nextvit_exporters.tensorrt.listening import BuildLog, Interruption, held, logger, monitor
 
@@ -135,7 +135,7 @@ def _set_profile(builder: Any, network: Any, config: Any, spec: ExportSpec, log:
         return
     profile = builder.create_optimization_profile()
     for each in inputs:
-        shapes = [_shape(spec, size) for size in (engine.minimum, engine.optimum, engine.maximum)]
+        shapes = [spec.shape_at(size) for size in (engine.minimum, engine.optimum, engine.maximum)]
         profile.set_shape(each.name, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(
@@ -151,11 +151,6 @@ def _inspect(module: Module, data: bytes, log: BuildLog) -> str:
         raise BuildFailed(f"the built engine can't be loaded: {log.errors() or 'TensorRT gave no reason'}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return json.dumps(json.loads(text))
-
-
-def _shape(spec: ExportSpec, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    batch, height, width = size
-    return (batch, height, width, 3) if spec.input is InputKind.UINT8_NHWC else (batch, 3, height, width)
 
 
 def _set_timing_cache(config: Any, earlier: bytes | None, log: BuildLog) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -32,6 +34,7 @@ def choose(name: str, gpu_name: str | None) -> Choice:
             "tensorrt-rtx, or finish on the GPU's machine what --kit DIR prepares here"
         )
     if not _is_installed(chosen):
+        _check_platform(chosen)
         raise MissingExtra(f"the {chosen.name} backend", chosen.extra)
     if chosen.builds_on_cpu:
         return Choice(chosen.name, gpu_name or DEFAULT_GPU)
@@ -45,8 +48,19 @@ def choose(name: str, gpu_name: str | None) -> Choice:
 
 
 def _auto(devices: tuple[Device, ...]) -> Backend:
-    full, portable = BACKENDS["tensorrt"], BACKENDS["tensorrt-rtx"]
-    return full if devices and _is_installed(full) else portable
+    """What builds for the GPU at hand, where that and a GPU are here; else what needs none."""
+    beside_gpu, on_cpu = (next(b for b in BACKENDS.values() if b.builds_on_cpu is cpu) for cpu in (False, True))
+    return beside_gpu if devices and _is_installed(beside_gpu) else on_cpu
+
+
+def _check_platform(which: Backend) -> None:
+    """Raise UnsupportedSpec where NVIDIA has no wheels of it, so that no pip line helps."""
+    wheels = sys.platform in {"linux", "win32"} and platform.machine() in {"x86_64", "AMD64"}
+    if not wheels:
+        raise UnsupportedSpec(
+            f"there is no {which.name} for {platform.system()} on {platform.machine()}; run this on x86-64 Linux or "
+            "Windows, or write the ONNX file here: nextvit-export onnx --fp16 --for tensorrt-10"
+        )
 
 
 def _is_installed(which: Backend) -> bool:
@@ -56,4 +70,4 @@ def _is_installed(which: Backend) -> bool:
 def _name_of(device: Device) -> str:
     """Its own name in the list, or any of its compute capability."""
     named = [name for name, each in GPUS.items() if each.capability == device.capability and each.title in device.name]
-    return named[0] if named else sm(device.capability).lower()
+    return max(named, key=lambda name: len(GPUS[name].title), default=sm(device.capability).lower())

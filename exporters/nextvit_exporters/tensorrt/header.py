@@ -49,7 +49,7 @@ def read_header(path: Path) -> EngineHeader:
     layout, version = struct.unpack_from("<I", head, 4)[0], ".".join(str(byte) for byte in head[24:28])
     if layout != 0:
         raise BuildFailed(f"{path.name} has the unknown layout {layout}; a newer TensorRT wrote it")
-    if not found.builds_on_cpu:
+    if not found.tells_gpus:
         return EngineHeader(found.name, version, size, None, None)
     (length,) = struct.unpack_from("<Q", head, 16)
     (weights,) = struct.unpack_from("<Q", head, 56)

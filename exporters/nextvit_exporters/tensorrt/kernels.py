@@ -36,9 +36,14 @@ _WORDS: Final[Mapping[str, str]] = MappingProxyType(
         "UInt8": "UInt8",
         "UINT8": "UInt8",
         "Int32": "Int32",
+        "BF16": "BFloat16",
+        "BFloat16": "BFloat16",
+        "FP8": "FP8",
     }
 )
-_FLOATS: Final = frozenset({"Float", "Half", "BFloat16", "BF16", "Double", "FP8"})
+_UNKNOWN: Final = "unknown"
+_FLOATS: Final = frozenset({"Float", "Half", "BFloat16", "BF16", "Double", "FP8", _UNKNOWN})
+"""What counts as floating point; a type that can't be read counts too, so that it is never passed over."""
 _NAMES: Final[Mapping[str, str]] = MappingProxyType({"Half": "fp16", "Float": "fp32", "Int8": "int8"})
 
 
@@ -174,7 +179,7 @@ def _tensor(found: re.Match[str]) -> KernelTensor:
 
 def _dtype_of_format(text: str) -> str:
     """Where the type is only in the words of the format: ``Row major linear FP16 format``."""
-    return next((dtype for word, dtype in _WORDS.items() if re.search(rf"\b{word}\b", text)), "unknown")
+    return next((dtype for word, dtype in _WORDS.items() if re.search(rf"\b{word}\b", text)), _UNKNOWN)
 
 
 def _inspected(line: str) -> Mapping[str, Any]:

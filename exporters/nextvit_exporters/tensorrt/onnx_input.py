@@ -45,7 +45,7 @@ def check_onnx(model: onnx.ModelProto, name: str, backend: Backend, version: str
     opset = max((each.version for each in model.opset_import if each.domain in _ONNX), default=0)
     newest = backend.newest_opset(version)
     if opset > newest:
-        raise UnsupportedSpec(f"{name} is in opset {opset}, {backend.name} {version} reads up to {newest}")
+        raise UnsupportedSpec(f"{name} is in opset {opset}, {backend.name} {version} is known to read up to {newest}")
     _check_domains(model, name)
     types = tensor_types(model)
     doubles = [each for each, kind in types.items() if kind == TensorProto.DOUBLE]

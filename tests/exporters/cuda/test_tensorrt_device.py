@@ -299,7 +299,7 @@ def test_a_missing_package_is_told_where_a_gpu_is(tmp_path: Path, monkeypatch: p
 
 
 def missing(name: str) -> object:
-    raise ImportError(f"No module named {name!r}")
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def freed(gpu: FakeGpu) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,10 +217,29 @@ def test_opsets_are_those_of_the_version() -> None:
     assert [full.newest_opset(version) for version in ("10.0.1", "11.4.0.106", "12.0")] == [20, 25, 25]
 
 
+@pytest.mark.parametrize("error", [OSError("libnvinfer.so.10: no such file"), ImportError("undefined symbol: x")])
+def test_a_broken_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(name: str) -> Any:
+        assert name == "tensorrt"
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(UnsupportedSpec, match=r"tensorrt is installed but does not load: .*; run: pip install"):
+        b.load(b.BACKENDS["tensorrt"])
+
+
 def test_a_missing_backend_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    real = importlib.import_module
+
+    def absent(name: str) -> Any:
+        if name == "tensorrt":
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(MissingExtra, match=r"pip install 'nextvit-deploy\[trt\]'"):
         b.load(b.BACKENDS["tensorrt"])
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))
     with pytest.raises(UnsupportedSpec, match=r"tensorrt 8.6.1 is older than 10.0; run: pip install --upgrade"):
         b.load(b.BACKENDS["tensorrt"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+
 import pytest
 
 from nextvit_exporters.cuda.driver import Device, Driver
@@ -31,6 +34,8 @@ def here(monkeypatch: pytest.MonkeyPatch, *devices: Device, installed: frozenset
         ((A10,), ALL, "tensorrt", "rtx3090", Choice("tensorrt", "rtx3090")),
         ((T4,), frozenset({"tensorrt_rtx"}), "auto", None, Choice("tensorrt-rtx", "t4")),
         ((A10,), ALL, "tensorrt-rtx", None, Choice("tensorrt-rtx", "t4")),
+        ((Device("NVIDIA L40S", (8, 9)),), ALL, "auto", None, Choice("tensorrt", "l40s")),
+        ((Device("NVIDIA B200", (10, 0)),), ALL, "auto", None, Choice("tensorrt", "sm100")),
     ],
 )
 def test_what_is_chosen(
@@ -62,6 +67,17 @@ def test_another_gpu_than_the_one_at_hand(monkeypatch: pytest.MonkeyPatch) -> No
     here(monkeypatch, A10)
     with pytest.raises(UnsupportedSpec, match=r"the GPU at hand, NVIDIA A10 \(SM86\), not for t4; drop --gpu or use"):
         choose("tensorrt", "t4")
+
+
+@pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "aarch64")])
+def test_where_there_are_no_wheels_no_pip_line_is_given(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str
+) -> None:
+    here(monkeypatch, installed=frozenset())
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(UnsupportedSpec, match=r"there is no tensorrt-rtx for .*; run this on x86-64 Linux"):
+        choose("auto", None)
 
 
 def test_an_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,17 @@ def test_the_inspector_says_the_same(how: str) -> None:
     assert check_dtypes(found, Precision.FP16) == "fp16 asked, 2 of 2 computing kernels in fp16"
 
 
+@pytest.mark.parametrize("words", ["Row major linear BF16 format", "a format of tomorrow", "kLINEAR"])
+def test_a_type_that_is_not_the_one_asked_for_counts(words: str) -> None:
+    """Also one that can't be read: what isn't known is not passed over."""
+    tensors = [{"Name": "a", "Dimensions": [1], "Format/Datatype": "Half"}]
+    other = [{"Name": "b", "Dimensions": [1], "Format/Datatype": words}]
+    layers = [{"Name": "k", "Inputs": tensors, "Outputs": tensors}, {"Name": "l", "Inputs": other, "Outputs": other}]
+    report = read_log([f"INFO {json.dumps({'Layers': layers})}"])
+    with pytest.raises(BuildFailed, match="fp16 asked, 1 of 2 computing kernels in fp16; the first other one is l"):
+        check_dtypes(report, Precision.FP16)
+
+
 @pytest.mark.parametrize("lines", [[], HEAD, ['INFO {broken "Layers"', "Layers:"], ['INFO {"Layers": 3}']])
 def test_a_log_without_layers_is_one_line(lines: list[str]) -> None:
     with pytest.raises(BuildFailed, match="lists no layers"):

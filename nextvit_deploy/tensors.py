@@ -1,16 +1,11 @@
-"""What an engine reads and returns, for everything that stands around one: names, types and shapes."""
+"""What an engine reads and returns, for everything that stands around one: its types, and images that fit it."""
 
 from __future__ import annotations
-
-from typing import Final
 
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.executors.base import Array
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
-
-INPUT: Final = "image"
-OUTPUT: Final = "logits"
 
 Images = Array
 """As the artefact reads them; ``check_images`` holds type and shape against the spec."""
@@ -33,12 +28,6 @@ def input_dtype(spec: ExportSpec) -> str:
 def output_dtype(spec: ExportSpec) -> str:
     """NumPy's name of what the artefact returns."""
     return "float16" if spec.io is Precision.FP16 else "float32"
-
-
-def input_shape(spec: ExportSpec, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """(B, 3, H, W), or (B, H, W, 3) where the artefact reads that, at ``size`` (B, H, W)."""
-    batch, height, width = size
-    return (batch, height, width, 3) if spec.input is InputKind.UINT8_NHWC else (batch, 3, height, width)
 
 
 def check_images(spec: ExportSpec, images: Images, what: str) -> None:

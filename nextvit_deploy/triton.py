@@ -20,25 +20,20 @@ from typing import Final
 
 import numpy as np
 
-from nextvit_deploy.folders import check_replaceable, published_folder
-from nextvit_deploy.tensors import (
-    INPUT,
-    OUTPUT,
-    Images,
-    check_images,
-    engine_of,
-    input_dtype,
-    input_shape,
-    output_dtype,
-)
+from nextvit_deploy.folders import Kind, check_place, is_filled, published_folder
+from nextvit_deploy.tensors import Images, check_images, engine_of, input_dtype, output_dtype
 from nextvit_exporters.engine_spec import EngineSpec, Range
-from nextvit_exporters.errors import DeployError, UnsupportedSpec
+from nextvit_exporters.errors import DeployError, OutputNotWritten, UnsupportedSpec
 from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.tensorrt.backends import backend
+from nextvit_exporters.to_onnx import INPUT, OUTPUT
 
 _HEADER: Final = "# Written by nextvit-deploy."
 _CONFIG: Final = "config.pbtxt"
 _LABELS: Final = "labels.txt"
 _WARMUP: Final = f"{INPUT}.bin"
+_PLAN: Final = "model.plan"
+_ONNX: Final = "model.onnx"
 _TYPES: Final = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 _WHY_ONNX: Final = (
     "# Triton's TensorRT backend can't load engines of TensorRT-RTX. So this model is the ONNX file that the engine",
@@ -64,25 +59,36 @@ def write_triton(
     """
     asked = engine_of(spec)
     _check_name(spec.model)
-    if labels and len(labels) != spec.num_classes:
-        raise UnsupportedSpec(f"{len(labels)} labels don't name {spec.num_classes} classes; give one for each, or none")
     check_images(spec, sample, "warm-up samples")
-    lines = _encoded("".join(" ".join(label.splitlines()) + "\n" for label in labels))
-    plan = asked.backend == "tensorrt"
+    lines = _label_lines(spec, labels)
+    plan = backend(asked.backend).plan_for_triton
     served = engine if plan else onnx
     if not served.is_file():
         raise DeployError(f"{served} is no file, and Triton needs it; export again")
     config = _config(spec, asked, sample.shape[1:], plan=plan, labelled=bool(labels))
-    check_replaceable(folder, "Triton repository", _is_repository)
-    with published_folder(folder / spec.model, "Triton model", _is_model) as model:
+    _check_repository(folder)
+    with published_folder(folder / spec.model, _MODEL) as model:
         for each in (model / "1", model / "warmup"):
             each.mkdir()
-        shutil.copyfile(served, model / "1" / ("model.plan" if plan else "model.onnx"))
+        shutil.copyfile(served, model / "1" / (_PLAN if plan else _ONNX))
         if labels:
             (model / _LABELS).write_bytes(lines)
         count = 1 if _batched(asked.batch) else asked.batch.optimum
         (model / "warmup" / _WARMUP).write_bytes(_exactly(sample, count).tobytes())
         (model / _CONFIG).write_text(config, encoding="utf-8", newline="\n")
+
+
+def check_triton_place(folder: Path, spec: ExportSpec) -> None:
+    """Raise where ``write_triton`` would write no model of ``spec`` into ``folder``, before any work.
+
+    OutputNotWritten where something else is in the way or the system refuses, UnsupportedSpec where the spec can't
+    be served. Leaves nothing behind.
+    """
+    engine_of(spec)
+    _check_name(spec.model)
+    _label_lines(spec, spec.labels)
+    _check_repository(folder)
+    check_place(folder / spec.model, _MODEL)
 
 
 def quoted(text: str) -> str:
@@ -101,6 +107,12 @@ def _encoded(text: str) -> bytes:
         raise UnsupportedSpec(f"{broken!r} can't be written as UTF-8; rename it") from error
 
 
+def _label_lines(spec: ExportSpec, labels: Sequence[str]) -> bytes:
+    if labels and len(labels) != spec.num_classes:
+        raise UnsupportedSpec(f"{len(labels)} labels don't name {spec.num_classes} classes; give one for each, or none")
+    return _encoded("".join(" ".join(label.splitlines()) + "\n" for label in labels))
+
+
 def _check_name(model: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", model):
         raise UnsupportedSpec(f"'{model}' can't name a Triton model; use letters, digits, '_', '-' and '.'")
@@ -115,7 +127,7 @@ def _config(spec: ExportSpec, engine: EngineSpec, sample: tuple[int, ...], *, pl
     """The text of config.pbtxt; ``sample`` is the shape of one image."""
     batch = engine.batch
     height, width = (side.optimum if side.fixed else -1 for side in (engine.height, engine.width))
-    image = input_shape(spec, (1, height, width))[1:]
+    image = spec.shape_at((1, height, width))[1:]
     lead = () if _batched(batch) else (batch.optimum if batch.fixed else -1,)
     kind, labels = _TYPES[input_dtype(spec)], (f"label_filename: {quoted(_LABELS)}",) if labelled else ()
     result = (f"data_type: {_TYPES[output_dtype(spec)]}", f"dims: {_dims(*lead, spec.num_classes)}", *labels)
@@ -146,7 +158,7 @@ def _accelerator(spec: ExportSpec, engine: EngineSpec) -> list[str]:
         settings["trt_builder_optimization_level"] = str(engine.opt_level)
     if not (engine.batch.fixed and engine.height.fixed and engine.width.fixed):
         for name, size in (("min", engine.minimum), ("opt", engine.optimum), ("max", engine.maximum)):
-            settings[f"trt_profile_{name}_shapes"] = f"{INPUT}:" + "x".join(map(str, input_shape(spec, size)))
+            settings[f"trt_profile_{name}_shapes"] = f"{INPUT}:" + "x".join(map(str, spec.shape_at(size)))
     return [
         "optimization { execution_accelerators { gpu_execution_accelerator [ {",
         '  name: "tensorrt"',
@@ -191,6 +203,11 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def _is_repository(folder: Path) -> bool:
-    """Whether every entry is a model of ours."""
-    return all(_is_model(entry) for entry in folder.iterdir())
+_MODEL: Final = Kind("Triton model", _is_model, (_CONFIG, _LABELS, f"warmup/{_WARMUP}", f"1/{_PLAN}", f"1/{_ONNX}"))
+
+
+def _check_repository(folder: Path) -> None:
+    """Raise OutputNotWritten unless every entry is a model of ours; neighbours stay whatever they hold besides."""
+    what = "Triton repository"
+    if is_filled(folder, what) and not all(map(_is_model, folder.iterdir())):
+        raise OutputNotWritten(f"{folder} is there and is no {what} of this program; empty it or choose another")

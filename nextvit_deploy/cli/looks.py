@@ -30,8 +30,11 @@ def verify(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Execute a saved file and compare it with its checkpoint, or merge what a kit found on its GPU."""
     if merge is not None:
+        _check_nothing_ignored({"--checkpoint": checkpoint is not None, "--ema": ema, "--images": images is not None})
         _merge(artefact, merge, as_json=as_json, quiet=quiet)
         return
+    if artefact.is_dir():
+        _check_no_kit(artefact)
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy.pipeline import verify_saved
         from nextvit_deploy.request import Request
@@ -41,8 +44,26 @@ def verify(  # noqa: PLR0913 - one parameter per option
     report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
+def _check_nothing_ignored(given: dict[str, bool]) -> None:
+    """Raise BadParameter where one of these options came with --merge."""
+    if ignored := [name for name, is_given in given.items() if is_given]:
+        msg = f"executes nothing, so it can't be combined with {', '.join(ignored)}; leave one out"
+        raise typer.BadParameter(msg, param_hint="'--merge'")
+
+
+def _check_no_kit(folder: Path) -> None:
+    with t.guard():
+        from nextvit_deploy.kit.build import is_kit
+        from nextvit_exporters.errors import UnsupportedSpec
+
+        if is_kit(folder):
+            raise UnsupportedSpec(
+                f"{folder} is a kit: run its check.py on the GPU's machine, then add --merge VERDICT with what it wrote"
+            )
+
+
 def _merge(kit: Path, verdict: Path, *, as_json: bool, quiet: bool) -> None:
-    """What the device found, printed, with the exit status of the merged verdict."""
+    """What the device found, printed, with the exit status of the worse of its verdict and the merged manifest's."""
     with t.guard():
         from nextvit_deploy.kit.merge import merge_verdict
         from nextvit_deploy.render import show_device
@@ -54,9 +75,11 @@ def _merge(kit: Path, verdict: Path, *, as_json: bool, quiet: bool) -> None:
     elif not quiet:
         with t.printing() as console:
             show_device(console, merged["device"])
-    if merged["verdict"] != str(Verdict.VERIFIED):
-        status = t.FAILED if merged["verdict"] == str(Verdict.FAILED) else t.NOT_VERIFIED
-        t.fail(f"{kit} is {merged['verdict']}: {merged['device']['why'] or 'as its manifest says'}", status)
+    verdicts, why = {merged["verdict"], merged["device"]["verdict"]}, merged["device"]["why"] or "as its manifest says"
+    if str(Verdict.FAILED) in verdicts:
+        t.fail(f"{kit} is failed: {why}", t.FAILED)
+    if verdicts != {str(Verdict.VERIFIED)}:
+        t.fail(f"{kit} is not verified: {why}", t.NOT_VERIFIED)
 
 
 def inspect(

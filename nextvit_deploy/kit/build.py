@@ -11,22 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from nextvit_deploy.folders import published_folder
-from nextvit_deploy.tensors import (
-    INPUT,
-    OUTPUT,
-    Images,
-    check_images,
-    engine_of,
-    input_dtype,
-    input_shape,
-    output_dtype,
-)
+from nextvit_deploy.folders import Kind, check_place, published_folder
+from nextvit_deploy.kit.types import expected_types
+from nextvit_deploy.tensors import Images, check_images, engine_of, input_dtype, output_dtype
 from nextvit_exporters.errors import DeployError, UnsupportedSpec
 from nextvit_exporters.executors.base import Array
 from nextvit_exporters.files import sha256_of
-from nextvit_exporters.spec import ExportSpec, Precision, Tolerance
+from nextvit_exporters.spec import ExportSpec, Tolerance
 from nextvit_exporters.tensorrt.backends import gpu
+from nextvit_exporters.to_onnx import INPUT, OUTPUT
 
 KIND: Final = "nextvit-deploy kit"
 SCHEMA: Final = 1
@@ -35,16 +28,9 @@ MANIFEST: Final = "manifest.json"
 SCRIPTS: Final = ("check.py", "device.py")
 _MODEL: Final = "model.onnx"
 _GOLDEN: Final = "golden.npz"
+_READ_ME: Final = "README.md"
 _FIXED: Final = (_MODEL, _GOLDEN, *SCRIPTS)
 """What a verdict depends on. The manifest is not among them: a verdict is merged into it."""
-_DTYPES: Final[Mapping[Precision, Mapping[str, object]]] = {
-    Precision.FP32: {"network": ["FLOAT"], "engine": ["Float"], "required": "Float"},
-    Precision.FP16: {"network": ["HALF"], "engine": ["Half"], "required": "Half"},
-    Precision.INT8: {"network": ["HALF"], "engine": ["Half", "Int8"], "required": "Int8"},
-}
-"""The types in which convolutions and matrix products may compute, in the words of TensorRT's network and of its
-engine inspector, and the one that some of them must. A parsed INT8 network says HALF: it dequantises in front of each
-product, and the builder fuses that away."""
 _README: Final = """\
 # {model}, {precision}: proof on {gpu}
 
@@ -81,31 +67,45 @@ def write_kit(
 
     ``inputs`` are golden images as the artefact reads them, (N, 3, H, W) or (N, H, W, 3); ``expected`` is PyTorch's
     float32 answer to them, (N, classes); ``manifest`` is the engine's, JSON-ready, and lies (or will lie) at
-    ``manifest_path``. Raises UnsupportedSpec where inputs, answers and spec don't fit together, OutputNotWritten
+    ``manifest_path``. Raises UnsupportedSpec where inputs, answers, spec and file don't fit together, OutputNotWritten
     where ``folder`` holds something else, and DeployError where the ONNX file is missing.
     """
     check_images(spec, inputs, "golden inputs")
     _check_expected(spec, len(inputs), expected)
     if not onnx.is_file():
         raise DeployError(f"{onnx} is no file, and the kit needs it; export again")
-    with published_folder(folder, "kit", is_kit) as kit:
+    dtypes = expected_types(onnx, spec.precision)
+    with published_folder(folder, _KIND) as kit:
         shutil.copyfile(onnx, kit / _MODEL)
         np.savez(kit / _GOLDEN, inputs=inputs, outputs=expected)
         for script in SCRIPTS:
             shutil.copyfile(Path(__file__).with_name(script), kit / script)
         hashes = {name: sha256_of(kit / name) for name in _FIXED}
-        (kit / KIT).write_text(_json(_describe(folder, spec, tolerance, manifest_path, hashes)), encoding="utf-8")
+        told = _describe(folder, spec, tolerance, manifest_path, hashes, dtypes)
+        (kit / KIT).write_text(_json(told), encoding="utf-8")
         (kit / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-        (kit / "README.md").write_text(_readme(folder, spec, len(inputs), tolerance), encoding="utf-8")
+        (kit / _READ_ME).write_text(_readme(folder, spec, len(inputs), tolerance), encoding="utf-8")
+
+
+def check_kit_place(folder: Path) -> None:
+    """Raise OutputNotWritten where ``write_kit`` could not write ``folder``, before any work; leaves nothing behind.
+
+    That is where something else than a kit is in the way, where a kit holds something besides (a verdict that
+    isn't merged yet, notes), and where the system refuses.
+    """
+    check_place(folder, _KIND)
 
 
 def is_kit(folder: Path) -> bool:
-    """Whether ``write_kit`` wrote this folder."""
+    """Whether ``write_kit`` wrote this folder, whatever has come into it since: a verdict is put beside the kit."""
     try:
         told = json.loads((folder / KIT).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(told, dict) and told.get("kind") == KIND
+
+
+_KIND: Final = Kind("kit", is_kit, (*_FIXED, KIT, MANIFEST, _READ_ME))
 
 
 def _check_expected(spec: ExportSpec, count: int, expected: Array) -> None:
@@ -117,7 +117,12 @@ def _check_expected(spec: ExportSpec, count: int, expected: Array) -> None:
 
 
 def _describe(
-    folder: Path, spec: ExportSpec, tolerance: Tolerance, manifest_path: Path, hashes: Mapping[str, str]
+    folder: Path,
+    spec: ExportSpec,
+    tolerance: Tolerance,
+    manifest_path: Path,
+    hashes: Mapping[str, str],
+    dtypes: Mapping[str, object],
 ) -> dict[str, object]:
     engine = engine_of(spec)
     wanted = gpu(engine.gpu)
@@ -129,12 +134,12 @@ def _describe(
         "precision": str(spec.precision),
         "input": {"name": INPUT, "dtype": input_dtype(spec)},
         "output": {"name": OUTPUT, "dtype": output_dtype(spec)},
-        "profile": {name: list(input_shape(spec, size)) for name, size in sizes.items()},
+        "profile": {name: list(spec.shape_at(size)) for name, size in sizes.items()},
         "batch": engine.batch.optimum if engine.batch.fixed else None,
         "workspace": engine.workspace,
         "opt_level": engine.opt_level,
         "gpu": {"name": wanted.title, "capability": ".".join(map(str, wanted.capability))},
-        "dtypes": _DTYPES[spec.precision],
+        "dtypes": dict(dtypes),
         "tolerance": {"relative_rms": tolerance.relative_rms, "measured": tolerance.measured},
         "preprocessing": spec.preprocessing.as_dict(),
         "files": dict(hashes),

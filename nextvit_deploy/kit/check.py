@@ -26,6 +26,7 @@ if TYPE_CHECKING or __package__:
     from nextvit_deploy.kit import device
 else:  # on its own in a kit, with the module beside it
     sys.path.insert(0, str(HERE))
+    sys.dont_write_bytecode = True  # a kit holds what it was made with, and the verdict
     device = import_module("device")
 
 VERDICT = "verdict.json"
@@ -105,19 +106,14 @@ def prove(folder: Path, kit: dict[str, Any], options: argparse.Namespace) -> dic
     if options.engine:
         write(options.engine, data)
     kernels = device.inspect(trt, engine)
-    dtypes, wrong = device.read_types(kit, network, engine, kernels)
+    dtypes = device.read_types(kit, network, engine, kernels)
     with np.load(str(folder / "golden.npz"), allow_pickle=False) as golden:
         images, expected = golden["inputs"], golden["outputs"]
     actual, latency = device.execute(cuda, engine, kit, images, options.iterations)
     comparison = compare(actual, expected)
-    wrong += misses(comparison, kit["tolerance"])
-    wanted = kit["gpu"]
-    elsewhere = gpu["capability"] != wanted["capability"]
-    why = "; ".join(wrong)
-    if not wrong and elsewhere:
-        why = f"this is {gpu['name']} ({gpu['capability']}), the kit is for {wanted['name']} ({wanted['capability']})"
+    verdict, why = judge(kit, gpu, dtypes, comparison)
     return {
-        "verdict": "failed" if wrong else "not verified" if elsewhere else "verified",
+        "verdict": verdict,
         "why": why,
         "gpu": gpu,
         "tensorrt": trt.__version__,
@@ -128,6 +124,21 @@ def prove(folder: Path, kit: dict[str, Any], options: argparse.Namespace) -> dic
         "tolerance": kit["tolerance"],
         "latency_ms": latency,
     }
+
+
+def judge(
+    kit: dict[str, Any], gpu: dict[str, Any], dtypes: dict[str, Any], comparison: dict[str, Any]
+) -> tuple[str, str]:
+    """The verdict that follows from what was read and measured, and why it isn't ``verified``."""
+    wrong = device.wrong_types(kit, dtypes) + misses(comparison, kit["tolerance"])
+    if wrong:
+        return "failed", "; ".join(wrong)
+    wanted, missing = kit["gpu"], device.unseen_type(kit, dtypes)
+    reasons = [missing] if missing else []
+    if gpu["capability"] != wanted["capability"]:
+        told = f"this is {gpu['name']} ({gpu['capability']})"
+        reasons.append(f"{told}, the kit is for {wanted['name']} ({wanted['capability']})")
+    return "not verified" if reasons else "verified", "; ".join(reasons)
 
 
 def compare(actual: Any, expected: Any) -> dict[str, Any]:

@@ -216,24 +216,42 @@ def inspect(trt: Any, engine: Any) -> list[dict[str, Any]]:
     return [each if isinstance(each, dict) else {"Name": str(each)} for each in told.get("Layers", [])]
 
 
-def read_types(
-    kit: dict[str, Any], network: list[str], engine: Any, kernels: list[dict[str, Any]]
-) -> tuple[dict[str, Any], list[str]]:
-    """The types in which the engine computes, and what is wrong with them."""
-    wanted, edges = kit["dtypes"], {kit["input"]["name"], kit["output"]["name"]}
-    found = [kernel_types(each, edges) for each in kernels if ENGINE_COMPUTE.search(kind_of(each))]
-    computed = sorted(set().union(*found))
-    read = {"network": network, "engine": computed, "told by kernels": sum(1 for each in found if each)}
+def read_types(kit: dict[str, Any], network: list[str], engine: Any, kernels: list[dict[str, Any]]) -> dict[str, Any]:
+    """The types in which the engine computes: of the network, of those kernels that tell any, and at both ends."""
+    ends = [kit["input"]["name"], kit["output"]["name"]]
+    found = [kernel_types(each, set(ends)) for each in kernels if ENGINE_COMPUTE.search(kind_of(each))]
+    read = {
+        "network": network,
+        "engine": sorted(set().union(*found)),
+        "told by kernels": sum(1 for each in found if each),
+    }
+    return {**read, **{name: word(engine.get_tensor_dtype(name)) for name in ends}}
+
+
+def wrong_types(kit: dict[str, Any], read: dict[str, Any]) -> list[str]:
+    """What is wrong with the types that were read."""
+    wanted, network, engine = kit["dtypes"], read["network"], read["engine"]
     wrong = [f"the network computes in {each}" for each in network if each not in wanted["network"]]
-    wrong += [f"a kernel of the engine computes in {each}" for each in computed if each not in wanted["engine"]]
-    if not network or (computed and wanted["required"] not in computed):
+    wrong += [f"a kernel of the engine computes in {each}" for each in engine if each not in wanted["engine"]]
+    if not network or (engine and wanted["required"] not in engine):
         wrong.append(f"nothing in it computes in {wanted['required']}")
     for tensor in (kit["input"], kit["output"]):
-        actual = word(engine.get_tensor_dtype(tensor["name"]))
-        read[tensor["name"]] = actual
-        if actual != TRT_NAMES[tensor["dtype"]]:
-            wrong.append(f"'{tensor['name']}' is {actual}, not {TRT_NAMES[tensor['dtype']]}")
-    return read, wrong
+        actual, right = read[tensor["name"]], TRT_NAMES[tensor["dtype"]]
+        if actual != right:
+            wrong.append(f"'{tensor['name']}' is {actual}, not {right}")
+    return wrong
+
+
+def unseen_type(kit: dict[str, Any], read: dict[str, Any]) -> str:
+    """Why the type that the kit is about was not seen, empty where it was.
+
+    A strongly typed network stands for kernels that don't tell their types; of INT8 it says nothing, since it
+    dequantises in front of each product.
+    """
+    required = kit["dtypes"]["required"]
+    if read["engine"] or required in {WORDS.get(each) for each in read["network"]}:
+        return ""
+    return f"no kernel of the engine tells its types, so none was seen to compute in {required}"
 
 
 def kind_of(kernel: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from nextvit_deploy.kit import check, shape
 from nextvit_deploy.kit.build import KIT, MANIFEST, is_kit
 from nextvit_deploy.verify import Verdict
 from nextvit_exporters.errors import DeployError
@@ -15,25 +17,6 @@ from nextvit_exporters.files import atomic_write, sha256_of
 
 _LARGEST: Final = 1 << 20
 """Bytes of a verdict; a real one has two thousand."""
-_REQUIRED: Final[Mapping[str, type]] = {
-    "schema": int,
-    "kit": str,
-    "files": dict,
-    "verdict": str,
-    "why": str,
-    "date": str,
-}
-_MEASURED: Final[Mapping[str, type]] = {
-    "gpu": dict,
-    "tensorrt": str,
-    "engine": dict,
-    "kernels": int,
-    "dtypes": dict,
-    "comparison": dict,
-    "tolerance": dict,
-    "latency_ms": dict,
-}
-"""What a verdict says more where the engine was executed."""
 
 
 def merge_verdict(kit: Path, verdict: Path) -> dict[str, Any]:
@@ -44,10 +27,10 @@ def merge_verdict(kit: Path, verdict: Path) -> dict[str, Any]:
     another, or it is not one that check.py writes.
     """
     told = _kit(kit)
-    found = _verdict(verdict)
+    found = _verdict(verdict, told)
     if found["kit"] != sha256_of(kit / KIT) or found["files"] != told["files"]:
         raise DeployError(f"{verdict} belongs to another kit than {kit}; run check.py in this one")
-    _check_measured(verdict, found, told)
+    _check_follows(verdict, found, told)
     merged = _with_device(_manifest(kit / MANIFEST), found)
     beside = _beside(kit, told, merged)
     _write(kit / MANIFEST, merged)
@@ -61,49 +44,44 @@ def _kit(folder: Path) -> dict[str, Any]:
     if not is_kit(folder):
         raise DeployError(f"{folder} is no kit; name the folder that --kit wrote")
     told = _object(folder / KIT)
-    files = told.get("files")
-    if not isinstance(files, dict) or "model.onnx" not in files or not isinstance(told.get("manifest"), str):
+    if shape.misfit({name: told[name] for name in shape.KIT if name in told}, shape.KIT):
         raise DeployError(f"{folder / KIT} is damaged; write the kit again")
-    for name, expected in files.items():
+    for name, expected in told["files"].items():
         path = folder / Path(name).name
         if not path.is_file() or sha256_of(path) != expected:
             raise DeployError(f"{path} is not the file that the kit was made with; write the kit again")
     return told
 
 
-def _verdict(path: Path) -> dict[str, Any]:
+def _verdict(path: Path, kit: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict that check.py may have written, every field of it looked at."""
     found = _object(path)
-    _check_fields(path, found, _REQUIRED)
+    executed = bool(shape.MEASURED & found.keys())
+    if wrong := shape.misfit(found, shape.measured(kit, found.get("comparison")) if executed else shape.VERDICT):
+        _refuse(path, wrong)
     if found["schema"] != 1 or found["verdict"] not in {str(each) for each in Verdict}:
         _refuse(path, "its schema or verdict is unknown")
     try:
         datetime.fromisoformat(found["date"])
     except ValueError:
         _refuse(path, "its date is none")
-    if set(found) - set(_REQUIRED) - set(_MEASURED) - {"model"}:
-        _refuse(path, "it has fields that check.py doesn't write")
     return found
 
 
-def _check_measured(path: Path, found: Mapping[str, Any], kit: Mapping[str, Any]) -> None:
-    """A verdict must follow from its own figures, or say why there are none."""
-    if not set(found) & set(_MEASURED):
-        if found["verdict"] != str(Verdict.NOT_VERIFIED) or not found["why"]:
-            _refuse(path, f"it says {found['verdict']} without a measurement")
+def _check_follows(path: Path, found: Mapping[str, Any], kit: dict[str, Any]) -> None:
+    """A verdict must be the one that check.py draws from the same figures, or say why there are none."""
+    said, why = found["verdict"], found["why"]
+    if "gpu" not in found:
+        if said != str(Verdict.NOT_VERIFIED) or not why:
+            _refuse(path, f"it says {said} without a measurement")
         return
-    _check_fields(path, found, _MEASURED)
-    if found["verdict"] != str(Verdict.VERIFIED):
-        return
-    seen, error = found["comparison"], found["comparison"].get("relative_rms")
-    within = isinstance(error, float | int) and 0 <= error <= kit["tolerance"]["relative_rms"]
-    if seen.get("finite") is not True or not within or found["tolerance"] != kit["tolerance"]:
-        _refuse(path, "it says verified, and its own figures don't")
-
-
-def _check_fields(path: Path, found: Mapping[str, Any], fields: Mapping[str, type]) -> None:
-    for name, kind in fields.items():
-        if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
-            _refuse(path, f"'{name}' is missing or of another kind")
+    if found["tolerance"] != kit["tolerance"]:
+        _refuse(path, "its tolerance is not the kit's")
+    verdict, reason = check.judge(kit, found["gpu"], found["dtypes"], found["comparison"])
+    if said != verdict:
+        _refuse(path, f"it says {said}, and its own figures say {verdict}" + (f" ({reason})" if reason else ""))
+    if bool(why) == (said == str(Verdict.VERIFIED)):
+        _refuse(path, f"it says {said} {'and gives a reason against it' if why else 'without a reason'}")
 
 
 def _with_device(manifest: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +99,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     if (
         not isinstance(told.get("verdict"), str)
         or not isinstance(device, dict)
-        or "verdict_without_device" not in device
+        or not isinstance(device.get("verdict_without_device"), str)
     ):
         raise DeployError(f"{path} is no manifest; write the kit again")
     return told
@@ -150,10 +128,14 @@ def _object(path: Path) -> dict[str, Any]:
     def constant(word: str) -> NoReturn:
         raise ValueError(f"{word} is not JSON")
 
+    def number(word: str) -> float:
+        value = float(word)
+        return value if math.isfinite(value) else constant(word)
+
     try:
         if path.stat().st_size > _LARGEST:
             raise DeployError(f"{path} is too large to be one of check.py's files; run check.py again")
-        value = json.loads(path.read_bytes(), parse_constant=constant)
+        value = json.loads(path.read_bytes(), parse_constant=constant, parse_float=number)
     except OSError as error:
         raise DeployError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ import pytest
 
 from nextvit_deploy import triton
 from nextvit_deploy.tensors import Images
-from nextvit_deploy.triton import write_triton
+from nextvit_deploy.triton import check_triton_place, write_triton
 from nextvit_exporters.engine_spec import EngineSpec, Range
 from nextvit_exporters.errors import DeployError, OutputNotWritten, UnsupportedSpec
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
@@ -273,6 +273,45 @@ def test_a_model_replaces_its_own_earlier_folder_and_leaves_its_neighbours(files
     assert found["nextvit_nano/1/model.plan"] == b"ftrt another"
     assert found["nextvit_small/1/model.plan"] == b"ftrt engine"
     assert sorted(path.name for path in files.repository.iterdir()) == ["nextvit_nano", "nextvit_small"]
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "2/model.plan", "1/model.py", "warmup/more.bin"])
+def test_what_was_put_into_a_model_is_not_deleted(files: Files, foreign: str) -> None:
+    served(files, SPEC)
+    check_triton_place(files.repository, SPEC)
+    path = files.repository / SPEC.model / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"mine")
+    before = contents(files.repository)
+    named = rf"nextvit_nano holds {foreign.removesuffix('/model.plan')} besides the Triton model; move it away or"
+    with pytest.raises(OutputNotWritten, match=named):
+        served(files, SPEC)
+    with pytest.raises(OutputNotWritten, match=named):
+        check_triton_place(files.repository, SPEC)
+    assert contents(files.repository) == before
+    served(files, replace(SPEC, model="nextvit_small"))
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_place_is_found_out_before_anything_is_written(files: Files) -> None:
+    check_triton_place(files.repository, SPEC)
+    assert not files.repository.exists()
+    for wrong, message in (
+        (replace(SPEC, model="../up"), "can't name a Triton model"),
+        (replace(SPEC, labels=("a", "b")), "2 labels don't name 3 classes"),
+        (replace(SPEC, labels=("a", "\ud800", "c")), "UTF-8"),
+        (replace(SPEC, engine=None), "makes no engine"),
+    ):
+        with pytest.raises(UnsupportedSpec, match=message):
+            check_triton_place(files.repository, wrong)
+    files.repository.mkdir()
+    (files.repository / SPEC.model).write_bytes(b"mine")
+    with pytest.raises(OutputNotWritten, match="is no Triton repository of this program"):
+        check_triton_place(files.repository, SPEC)
+    with pytest.raises(OutputNotWritten, match=r"x.engine is there and is no folder"):
+        check_triton_place(files.engine, SPEC)
+    with pytest.raises(OutputNotWritten, match="can't be written"):
+        check_triton_place(files.engine / "deep", SPEC)
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "theirs/config.pbtxt", "nextvit_nano/config.pbtxt"])

@@ -38,17 +38,24 @@ STATIC: Final = spec_of(Range.of(2))
 DYNAMIC: Final = spec_of(Range(1, 4, 8))
 
 
-def tiny(spec: ExportSpec) -> onnx.ModelProto:
-    """Convolution, mean, matrix product: strongly typed, in the spec's precision between float32 edges."""
+def tiny(spec: ExportSpec, *, half: bool | None = None) -> onnx.ModelProto:
+    """Convolution, mean, matrix product: strongly typed, in the spec's precision between float32 edges.
+
+    In INT8 the convolution is quantized, between steps in float32, or in float16 with ``half``.
+    """
     random = np.random.default_rng(0)
     assert spec.engine is not None
-    dtype = np.float16 if spec.precision is Precision.FP16 else np.float32
-    kind = TensorProto.FLOAT16 if spec.precision is Precision.FP16 else TensorProto.FLOAT
+    half = spec.precision is Precision.FP16 if half is None else half
+    dtype, kind = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
     weights = {"w": random.normal(size=(8, 3, 4, 4)), "m": random.normal(size=(8, CLASSES))}
+    quantized = spec.precision is Precision.INT8
+    steps = {"s": np.full((), 4.5 / 127), "t": np.full((), 4.5 / 127)} if quantized else {}
     batch: int | str = spec.batch if spec.engine.batch.fixed else "batch"
     nodes = [
         helper.make_node("Cast", ["image"], ["x"], "cast", to=kind),
-        helper.make_node("Conv", ["x", "w"], ["c"], "conv", strides=[4, 4]),
+        *(_quantized("x", "s") if quantized else ()),
+        *(_quantized("w", "t") if quantized else ()),
+        helper.make_node("Conv", ["x/d", "w/d"] if quantized else ["x", "w"], ["c"], "conv", strides=[4, 4]),
         helper.make_node("Relu", ["c"], ["r"], "relu"),
         helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
         helper.make_node("Flatten", ["p"], ["f"], "flatten"),
@@ -60,11 +67,19 @@ def tiny(spec: ExportSpec) -> onnx.ModelProto:
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 32, 32])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, CLASSES])],
-        [numpy_helper.from_array(value.astype(dtype), name) for name, value in weights.items()],
+        [numpy_helper.from_array(value.astype(dtype), name) for name, value in {**weights, **steps}.items()]
+        + ([numpy_helper.from_array(np.zeros((), np.int8), "zero")] if quantized else []),
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _quantized(name: str, step: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("QuantizeLinear", [name, step, "zero"], [f"{name}/q"], f"quantize_{name}"),
+        helper.make_node("DequantizeLinear", [f"{name}/q", step, "zero"], [f"{name}/d"], f"dequantize_{name}"),
+    ]
 
 
 def answers(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,10 +107,17 @@ class Made:
         return strict_json((self.folder / name).read_text(encoding="utf-8"))
 
 
-def make(folder: Path, spec: ExportSpec = STATIC, name: str = "kit", verdict: str = "not verified") -> Made:
+def make(
+    folder: Path,
+    spec: ExportSpec = STATIC,
+    name: str = "kit",
+    verdict: str = "not verified",
+    *,
+    half: bool | None = None,
+) -> Made:
     """A kit in ``folder/name``, with the engine's manifest in ``folder``."""
     source, manifest = folder / "tiny.onnx", folder / "tiny.engine.json"
-    source.write_bytes(tiny(spec).SerializeToString())
+    source.write_bytes(tiny(spec, half=half).SerializeToString())
     fields = {"verdict": verdict, "onnx": {"sha256": sha256_of(source)}, "artifact": {"sha256": "e" * 64}}
     manifest.write_text(json.dumps(fields), encoding="utf-8")
     write_kit(folder / name, source, spec, IMAGES, answers(IMAGES), TOLERANCE, fields, manifest)

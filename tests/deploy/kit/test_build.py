@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nextvit_deploy.kit import build
-from nextvit_deploy.kit.build import write_kit
+from nextvit_deploy.kit.build import check_kit_place, write_kit
 from nextvit_exporters.engine_spec import Range
 from nextvit_exporters.errors import DeployError, OutputNotWritten, UnsupportedSpec
 from nextvit_exporters.files import sha256_of
@@ -51,19 +51,34 @@ def test_no_path_of_this_machine_is_in_a_kit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "network", "required"),
-    [(Precision.FP32, ["FLOAT"], "Float"), (Precision.FP16, ["HALF"], "Half"), (Precision.INT8, ["HALF"], "Int8")],
+    ("precision", "half", "network", "engine", "required"),
+    [
+        (Precision.FP32, False, ["FLOAT"], ["Float"], "Float"),
+        (Precision.FP16, True, ["HALF"], ["Half"], "Half"),
+        (Precision.INT8, True, ["HALF"], ["Half", "Int8"], "Int8"),
+        (Precision.INT8, False, ["FLOAT"], ["Float", "Int8"], "Int8"),
+    ],
 )
-def test_expected_types_follow_the_precision(
-    tmp_path: Path, precision: Precision, network: list[str], required: str
+def test_expected_types_are_those_of_the_file(
+    tmp_path: Path, precision: Precision, *, half: bool, network: list[str], engine: list[str], required: str
 ) -> None:
-    told = make(tmp_path, spec_of(Range.of(2), precision)).json("kit.json")
-    assert (told["dtypes"]["network"], told["dtypes"]["required"], told["batch"]) == (network, required, 2)
+    told = make(tmp_path, spec_of(Range.of(2), precision), half=half).json("kit.json")
+    assert told["dtypes"] == {"network": network, "engine": engine, "required": required}
+    assert told["batch"] == 2
+
+
+def test_a_file_that_is_not_of_the_precision_makes_no_kit(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedSpec, match=r"no convolution or matrix product of tiny.onnx computes in fp16"):
+        make(tmp_path, STATIC, half=False)
+    (tmp_path / "x.onnx").write_bytes(tiny(spec_of(Range.of(2), Precision.FP32)).SerializeToString())
+    quantized = spec_of(Range.of(2), Precision.INT8)
+    line = refused(tmp_path, spec=quantized, onnx=tmp_path / "x.onnx")
+    assert line.startswith("no convolution or matrix product of x.onnx computes in int8")
 
 
 def test_raw_pixels_keep_their_type_and_order(tmp_path: Path) -> None:
     spec = replace(STATIC, input=InputKind.UINT8_NHWC, io=Precision.FP16)
-    (tmp_path / "x.onnx").write_bytes(b"x")
+    (tmp_path / "x.onnx").write_bytes(tiny(STATIC).SerializeToString())
     pixels = np.zeros((5, 32, 32, 3), np.uint8)
     write_kit(tmp_path / "kit", tmp_path / "x.onnx", spec, pixels, answers(IMAGES), TOLERANCE, {}, tmp_path / "m.json")
     told = json.loads((tmp_path / "kit" / "kit.json").read_bytes())
@@ -97,13 +112,28 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     assert isinstance(UnsupportedSpec("x"), DeployError)
 
 
-def test_an_earlier_kit_is_replaced_with_its_verdict(tmp_path: Path) -> None:
+def test_an_earlier_kit_is_replaced(tmp_path: Path) -> None:
     made = make(tmp_path)
-    made.verdict.write_text("{}", encoding="utf-8")
+    check_kit_place(made.folder)
     make(tmp_path, DYNAMIC)
     assert set(contents(made.folder)) == FILES
     assert made.json("kit.json")["batch"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kit", "tiny.engine.json", "tiny.onnx"]
+
+
+@pytest.mark.parametrize("foreign", ["verdict.json", "notes.txt", "exports/x.onnx"])
+def test_what_was_put_into_a_kit_is_not_deleted(tmp_path: Path, foreign: str) -> None:
+    made = make(tmp_path)
+    (made.folder / foreign).parent.mkdir(exist_ok=True)
+    (made.folder / foreign).write_bytes(b"mine")
+    before = contents(tmp_path)
+    named = rf"kit holds {foreign.partition('/')[0]} besides the kit; move it away or choose another folder"
+    with pytest.raises(OutputNotWritten, match=named):
+        make(tmp_path)
+    with pytest.raises(OutputNotWritten, match=named):
+        check_kit_place(made.folder)
+    assert contents(tmp_path) == before
+    assert build.is_kit(made.folder)
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "kit.json"])

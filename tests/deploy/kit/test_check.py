@@ -23,6 +23,7 @@ from tests.deploy.kit.kits import DYNAMIC, FAKES, STATIC, TOLERANCE, Made, chang
 from tests.deploy.support import Exported, strict_json
 
 VERSIONS = ("10", "11")
+INT8 = spec_of(Range.of(2), Precision.INT8)
 
 
 @pytest.fixture
@@ -144,10 +145,10 @@ def test_a_wrong_engine_fails(made: Made, version: str, fault: str, why: str) ->
 )
 def test_what_cannot_be_built_or_run_is_one_line_and_no_verdict(made: Made, fault: str, line: str) -> None:
     assert check(made).status == 0
-    before = sorted(path.name for path in made.folder.iterdir() if path.name not in {"verdict.json", "__pycache__"})
+    before = sorted(path.name for path in made.folder.iterdir() if path.name != "verdict.json")
     ran = check(made, FAULT=fault)
     assert ran.line.startswith(line.replace("cudaMallocHost", "cudaMalloc"))
-    assert sorted(path.name for path in made.folder.iterdir() if path.name != "__pycache__") == before
+    assert sorted(path.name for path in made.folder.iterdir()) == before
 
 
 def test_a_range_that_tensorrt_refuses_is_one_line(tmp_path: Path) -> None:
@@ -159,6 +160,40 @@ def test_kernels_that_tell_no_type_leave_the_networks(made: Made) -> None:
     assert ran.status == 0, ran
     assert made.json("verdict.json")["dtypes"]["engine"] == []
     assert "HALF (the network's; no kernel tells its own)" in ran.out
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("half", "rest"), [(True, ["HALF"]), (False, ["FLOAT"])])
+def test_int8_between_steps_of_either_type_is_verified(
+    tmp_path: Path, version: str, *, half: bool, rest: list[str]
+) -> None:
+    made = make(tmp_path, INT8, half=half)
+    ran = check(made, version=version)
+    assert ran.status == 0, ran
+    read = made.json("verdict.json")["dtypes"]
+    assert (read["network"], read["engine"]) == (rest, ["Half" if half else "Float", "Int8"])
+
+
+def test_int8_that_no_kernel_computes_in_fails(tmp_path: Path) -> None:
+    made = make(tmp_path, INT8, half=True)
+    assert check(made, FAULT="unfused").status == 3
+    assert made.json("verdict.json")["why"] == "nothing in it computes in Int8"
+
+
+def test_int8_that_no_kernel_tells_of_is_not_verified(tmp_path: Path) -> None:
+    made = make(tmp_path, INT8, half=True)
+    ran = check(made, FAULT="untold")
+    assert ran.status == 4, ran
+    why = "no kernel of the engine tells its types, so none was seen to compute in Int8"
+    assert (made.json("verdict.json")["verdict"], made.json("verdict.json")["why"]) == ("not verified", why)
+    assert check(made, FAULT="untold", GPU="NVIDIA A10:8.6").status == 4
+    assert made.json("verdict.json")["why"].startswith(f"{why}; this is NVIDIA A10 (8.6)")
+
+
+def test_checking_leaves_a_verdict_and_nothing_else(made: Made) -> None:
+    before = {path.name for path in made.folder.iterdir()}
+    assert check(made).status == 0
+    assert {path.name for path in made.folder.iterdir()} == before | {"verdict.json"}
 
 
 @pytest.mark.parametrize(

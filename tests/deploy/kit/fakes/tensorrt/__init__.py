@@ -23,6 +23,8 @@ API = json.loads(Path(__file__).parents[1].joinpath(f"api_{os.environ['FAKE_TENS
 FAULT = os.environ.get("FAKE_FAULT", "")
 __version__ = API["version"]
 _TYPES = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF", onnx.TensorProto.UINT8: "UINT8"}
+_TYPES[onnx.TensorProto.INT8] = "INT8"
+_WORDS = {"HALF": ("Half", "Channel major FP16 format where channel % 8 == 0"), "INT8": ("Int8", "Int8 format")}
 _KINDS = {"Conv": "CONVOLUTION", "Gemm": "MATRIX_MULTIPLY", "MatMul": "MATRIX_MULTIPLY"}
 _MAGIC = b"ftrt" + bytes(20) + bytes(int(part) for part in __version__.split(".")[:3]).ljust(40, b"\0")
 
@@ -269,9 +271,9 @@ class EngineInspector(_Limited):
         if FAULT == "untold":
             return json.dumps({"Layers": [node.name for node in model.graph.node]})
         types = _types(model)
-        return json.dumps(
-            {"Layers": [_kernel(node, types) for node in model.graph.node], "Bindings": ["image", "logits"]}
-        )
+        steps = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        kernels = [_kernel(node, types, steps) for node in model.graph.node]
+        return json.dumps({"Layers": kernels, "Bindings": ["image", "logits"]})
 
 
 class IExecutionContext(_Limited):
@@ -359,22 +361,24 @@ def _types(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
     return found
 
 
-def _kernel(node: onnx.NodeProto, types: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
-    """As TensorRT 10 and 11 word it: a sentence with the type in it, or the type on its own."""
+def _kernel(
+    node: onnx.NodeProto, types: dict[str, tuple[str, tuple[int, ...]]], steps: dict[str, str]
+) -> dict[str, Any]:
+    """As TensorRT 10 and 11 word it: a sentence with the type in it, or the type on its own; ``steps`` are fused."""
     kind = {"Conv": "CaskConvolution", "Gemm": "gemm", "MatMul": "gemm"}.get(node.op_type, "kgen")
 
     def tensor(name: str) -> dict[str, Any]:
         dtype, shape = types[name]
-        half = dtype == "HALF" and not (FAULT == "type" and kind != "kgen")
+        told = "FLOAT" if FAULT == "type" and kind != "kgen" else dtype
+        word, text = _WORDS.get(told, ("Float", "Row major linear FP32"))
         if API["version"].startswith("10."):
-            text = "Channel major FP16 format where channel % 8 == 0" if half else "Row major linear FP32"
             return {"Name": name, "Location": "Device", "Dimensions": shape, "Format/Datatype": text}
-        return {"Name": name, "Dimensions": shape, "Datatype": "Half" if half else "Float", "Format": "kLINEAR"}
+        return {"Name": name, "Dimensions": shape, "Datatype": word, "Format": "kLINEAR"}
 
     return {
         "Name": node.name,
         "LayerType": kind,
-        "Inputs": [tensor(node.input[0])],
+        "Inputs": [tensor(node.input[0] if FAULT == "unfused" else steps.get(node.input[0], node.input[0]))],
         "Outputs": [tensor(each) for each in node.output],
         "TacticName": f"{kind}_tactic",
     }

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from nextvit_deploy.folders import Kind, check_place, published_folder
-from nextvit_deploy.kit.types import expected_types
+from nextvit_deploy.kit.expected import expected_types
 from nextvit_deploy.tensors import Images, check_images, engine_of, input_dtype, output_dtype
 from nextvit_exporters.errors import DeployError, UnsupportedSpec
 from nextvit_exporters.executors.base import Array

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nextvit_deploy import verify as v
-from nextvit_deploy.handover import check_places, hand_over
+from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import Manifest, manifest_of, manifest_path
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
@@ -29,6 +29,9 @@ from nextvit_models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+_FLOATS: Final = frozenset({1, 10})
+"""onnx.TensorProto's numbers for float32 and float16."""
 
 
 def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
@@ -57,7 +60,7 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         check_names_of(given, names, request)
         to_tensorrt.check_spec(replace(spec, opset=TENSORRT_OPSET))  # its own is read, not written
         path = request.output / (spec.stem + to_tensorrt.SUFFIX)
-        check_places(request, path)
+        check_places(request, spec, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
@@ -76,6 +79,7 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         with clock.step("verify the saved file"):
             checks = v.verify(spec, draft, cases, references, names)
             saved = to_tensorrt.read(draft)
+            notes = (*notes, *to_tensorrt.remarks(draft), *withheld(request, checks))
         manifest = manifest_of(
             spec, describe(checkpoint), replace(built, path=path), passes, saved, checks, notes, clock.seconds
         )
@@ -86,7 +90,12 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
 
 def check_input(request: Request, model: ModelProto, given: Path) -> None:
     """Raise BuildFailed or UnsupportedSpec, in the file's own name, for what the backend won't take."""
-    chosen = backend(choose(request.engine.backend, request.engine.gpu).backend if request.engine else "auto")
+    if request.engine is None:
+        raise ValueError("the request asks for no engine")
+    chosen = backend(choose(request.engine.backend, request.engine.gpu).backend)
+    edges = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} & _FLOATS
+    if len(edges) > 1:
+        raise UnsupportedSpec(f"{given.name} has float32 on one side and float16 on the other; give both one type")
     check_onnx(model, given.name, chosen, str(load(chosen).__version__), request.precision)
 
 
@@ -111,13 +120,13 @@ def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec
     if precision is not Precision.INT8 and precision is not made.precision:
         raise UnsupportedSpec(f"{given.name} is in {made.precision}, not {precision}; ask for --{made.precision}")
     asked = request.engine
-    batch = asked.batch if made.dynamic_batch else Range.of(made.batch)
+    batch = asked.batch or ONE if made.dynamic_batch else Range.of(made.batch)
     size = asked.size if made.dynamic_size else (Range.of(made.height), Range.of(made.width))
     if request.io is not Precision.FP32 and request.io is not made.io:
         raise UnsupportedSpec(f"{given.name} has {made.io} at input and output; drop --io, or export it so")
     if request.input is not InputKind.NORMALIZED and request.input is not made.input:
         raise UnsupportedSpec(f"{given.name} reads {made.input} input; drop --input, or export it so")
-    if not made.dynamic_batch and asked.batch not in {ONE, batch}:
+    if not made.dynamic_batch and asked.batch not in {None, batch}:
         raise UnsupportedSpec(f"{given.name} takes {made.batch} images at a time; drop --batch, or export it open")
     if asked.size is not None and not made.dynamic_size and size != asked.size:
         raise UnsupportedSpec(f"{given.name} reads {made.height}x{made.width}; drop --size, or export it open")

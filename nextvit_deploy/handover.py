@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nextvit_deploy.data import ImageSet
-from nextvit_deploy.folders import check_replaceable
-from nextvit_deploy.kit.build import is_kit, write_kit
+from nextvit_deploy.kit.build import check_kit_place, write_kit
 from nextvit_deploy.manifest import Manifest, manifest_path
 from nextvit_deploy.outputs import check_writable
 from nextvit_deploy.request import Request
-from nextvit_deploy.triton import write_triton
-from nextvit_deploy.verify import Verdict, artefact_inputs
+from nextvit_deploy.triton import check_triton_place, write_triton
+from nextvit_deploy.verify import Check, Verdict, artefact_inputs, overall
 from nextvit_exporters import targets
+from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.executors.base import Array
+from nextvit_exporters.spec import ExportSpec
 
 
-def check_places(request: Request, artefact: Path) -> None:
-    """Raise OutputNotWritten where the artefact, its manifest, the kit or the model repository can't be written."""
+def check_places(request: Request, spec: ExportSpec, artefact: Path) -> None:
+    """Raise where the artefact, its manifest, the kit, the model repository or the timings can't be written.
+
+    OutputNotWritten, or UnsupportedSpec where one of them would lie in another's way.
+    """
     check_writable(artefact)
     check_writable(manifest_path(artefact))
-    if request.engine is None:
+    asked = request.engine
+    if asked is None:
         return
-    for folder in (request.engine.kit, request.engine.triton):
-        if folder is not None:
-            check_writable(folder / "file")
-    if request.engine.kit is not None:
-        check_replaceable(request.engine.kit, "kit", is_kit)
+    if asked.timing_cache is not None:
+        check_writable(asked.timing_cache)
+    _check_apart(artefact, {"--kit": asked.kit, "--triton": asked.triton})
+    if asked.kit is not None:
+        check_kit_place(asked.kit)
+    if asked.triton is not None:
+        check_triton_place(asked.triton, spec)
+
+
+def _check_apart(artefact: Path, folders: Mapping[str, Path | None]) -> None:
+    """Raise UnsupportedSpec where a folder that is written as a whole holds, or is, another output."""
+    whole = {option: folder.resolve() for option, folder in folders.items() if folder is not None}
+    places = {"--output": artefact.parent.resolve(), **whole}
+    for option, folder in whole.items():
+        for other, place in places.items():
+            if option != other and (place == folder or folder in place.parents):
+                raise UnsupportedSpec(f"{option} {folder} holds what {other} names; choose a folder of its own")
+        taken = {artefact.name, f"{artefact.stem}.onnx", f"{artefact.name}.log", manifest_path(artefact).name}
+        if folder.parent == places["--output"] and folder.name in taken:
+            raise UnsupportedSpec(f"{option} {folder} has the name of another output; choose another")
+
+
+def withheld(request: Request, checks: Sequence[Check]) -> tuple[str, ...]:
+    """A note where a kit or model repository was asked for and the proof failed: none is written."""
+    asked = request.engine
+    if asked is None or not (asked.kit or asked.triton) or overall(checks) is not Verdict.FAILED:
+        return ()
+    return ("the proof failed, so no kit and no model repository was written; an earlier one is what it was",)
 
 
 def hand_over(

@@ -107,7 +107,8 @@ def _named(draft: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except DeployError as error:
-        raise type(error)(str(error).replace(str(draft), str(folder))) from error
+        error.args = (str(error).replace(str(draft), str(folder)),)
+        raise
 
 
 def _refused(folder: Path, error: OSError) -> OutputNotWritten:

@@ -14,7 +14,7 @@ import torch
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
-from nextvit_deploy.handover import check_places, hand_over
+from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
@@ -46,7 +46,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         spec = spec_for(request, checkpoint)
         target.check_spec(spec)
         path = request.output / (spec.stem + target.SUFFIX)
-        check_places(request, path)
+        check_places(request, spec, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
         info = describe(checkpoint)
@@ -68,6 +68,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
             checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
             saved = target.read(built.path)
+            notes = (*notes, *target.remarks(built.path), *withheld(request, checks))
         manifest = manifest_of(
             spec, info, replace(built, path=path), passes, saved, checks, (*notes, *_rolled_back(passes)), clock.seconds
         )
@@ -112,6 +113,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
+        notes = (*notes, *target.remarks(path))
     return manifest_of(
         spec, info, Artifact(path, sha256_of(path), path.stat().st_size), passes, saved, checks, notes, clock.seconds
     )

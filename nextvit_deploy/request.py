@@ -13,7 +13,7 @@ from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.opsets import CONSUMERS, TENSORRT_OPSET, opset_for
 from nextvit_exporters.passes.sets import TENSORRT
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
-from nextvit_exporters.tensorrt.backends import BACKENDS, gpu
+from nextvit_exporters.tensorrt.backends import BACKENDS, gpu, plain_name
 from nextvit_exporters.tensorrt.choice import choose
 from nextvit_models.checkpoint import Checkpoint
 from nextvit_models.demo import DEMO_IMAGES
@@ -28,7 +28,7 @@ class EngineRequest:
 
     backend: str = "auto"
     gpu: str | None = None
-    batch: Range = ONE
+    batch: Range | None = None
     size: tuple[Range, Range] | None = None
     workspace: int | None = None
     opt_level: int | None = None
@@ -69,7 +69,7 @@ class Request:
 
 def with_engine(request: Request, engine: EngineRequest) -> Request:
     """``request`` for the TensorRT target, with what follows from the engine's ranges."""
-    size, batch = engine.size, engine.batch
+    size, batch = engine.size, engine.batch or ONE
     return replace(
         request,
         target="tensorrt",
@@ -134,8 +134,8 @@ def engine_for(request: EngineRequest, size: tuple[int, int]) -> EngineSpec:
     height, width = request.size or (Range.of(size[0]), Range.of(size[1]))
     return EngineSpec(
         backend=chosen.backend,
-        gpu=chosen.gpu.lower().replace("-", "").replace(" ", ""),  # one name however it was typed: files are named so
-        batch=request.batch,
+        gpu=plain_name(chosen.gpu),  # files are named so
+        batch=request.batch or ONE,
         height=height,
         width=width,
         workspace=request.workspace,

@@ -23,7 +23,7 @@ from nextvit_deploy.data import ImageSet, noise_images
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.engine_spec import EngineSpec
-from nextvit_exporters.errors import DeployError, NotExecutable, VerificationFailed
+from nextvit_exporters.errors import DeployError, MissingExtra, NotExecutable, VerificationFailed
 from nextvit_exporters.executors.base import Array, Executor
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
@@ -41,8 +41,10 @@ class Reference:
     outputs: Sequence[Array]
 
 
-_SOME: Final = 3
-"""Images of a batch beyond the smallest."""
+_MOST: Final = 32
+"""Images of the largest batch that is verified on."""
+_NOT_RUN: Final = (NotExecutable, MissingExtra)
+"""Errors that say nothing of an artefact."""
 
 Cases = Sequence[tuple[str, ImageSet]]
 """Inputs to verify on, each with its name."""
@@ -103,9 +105,9 @@ def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet],
 
 
 def _cases_in(engine: EngineSpec, images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
-    """Noise at the ends of an engine's ranges; of the largest batch no more than a few images are needed."""
+    """Noise at the ends of an engine's ranges, and at a size between; of the largest batch no more than 32 images."""
     if not engine.batch.fixed:
-        for batch in sorted({engine.batch.minimum, min(engine.batch.maximum, _SOME)}):
+        for batch in sorted({engine.batch.minimum, max(engine.batch.minimum, min(engine.batch.maximum, _MOST))}):
             yield f"noise, batch {batch}", _noise(images, batch, engine.height.optimum, engine.width.optimum)
     if engine.height.fixed and engine.width.fixed:
         return
@@ -213,7 +215,7 @@ def _judge(
     blank: Check,
 ) -> list[Check]:
     if isinstance(answer, DeployError):
-        verdict = Verdict.NOT_VERIFIED if isinstance(answer, NotExecutable) else Verdict.FAILED
+        verdict = Verdict.NOT_VERIFIED if isinstance(answer, _NOT_RUN) else Verdict.FAILED
         return [replace(blank, verdict=verdict, why=str(answer))]
     return [
         _judge_case(actual, want, tolerance, replace(blank, inputs=name))
@@ -236,8 +238,7 @@ def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Nam
 
     Raises VerificationFailed when the artefact returns something else than one row for each image.
     """
-    largest = len(inputs) if spec.engine is None else spec.engine.batch.maximum
-    batch = min(len(inputs), largest) if spec.dynamic_batch else spec.batch
+    batch = _batch_for(spec, len(inputs))
     parts: list[Array] = []
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]
@@ -245,6 +246,15 @@ def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Nam
         filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
         parts.append(_rows(executor, names, np.ascontiguousarray(filled))[: len(chunk)])
     return np.concatenate(parts)
+
+
+def _batch_for(spec: ExportSpec, images: int) -> int:
+    """How many images to feed at a time: what the file takes and, of an engine's range, what is nearest."""
+    if not spec.dynamic_batch:
+        return spec.batch
+    if spec.engine is None:
+        return images
+    return min(max(images, spec.engine.batch.minimum), spec.engine.batch.maximum)
 
 
 def _rows(executor: Executor, names: Names, inputs: Array) -> Array:

@@ -33,7 +33,7 @@ Fp32 = Annotated[bool, typer.Option("--fp32", help="Float32 inside, without TF32
 Int8 = Annotated[bool, typer.Option("--int8", help="INT8, from the quantized graph that --onnx gives.")]
 Io = Annotated[IoChoice, typer.Option("--io", help="Type of the output and of a normalised input.")]
 SizeRange = Annotated[str | None, typer.Option("--size", metavar="N|HxW|MIN:OPT:MAX", help="Input size in pixels.")]
-BatchRange = Annotated[str, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Images at a time.")]
+BatchRange = Annotated[str | None, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Images at a time.")]
 Nhwc = Annotated[bool, typer.Option("--uint8-nhwc", help="Raw pixels as (B, H, W, 3); short for --input uint8-nhwc.")]
 Backend = Annotated[BackendChoice, typer.Option("--backend", help="Which TensorRT builds; RTX needs no GPU.")]
 Gpu = Annotated[
@@ -63,7 +63,7 @@ def trt(  # noqa: PLR0913 - one parameter per option
     int8: Int8 = False,
     io: Io = IoChoice.FP32,
     size: SizeRange = None,
-    batch: BatchRange = "1",
+    batch: BatchRange = None,
     reads: o.Reads = o.InputChoice.NORMALIZED,
     uint8_nhwc: Nhwc = False,
     backend: Backend = BackendChoice.AUTO,
@@ -95,7 +95,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
         from nextvit_exporters.engine_spec import Range
         from nextvit_exporters.spec import InputKind, Precision
 
-        batches, sizes = Range.from_text(batch), o.parse_size_range(size)
+        batches = None if batch is None else Range.from_text(batch)
+        sizes = o.parse_size_range(size)
         engine = r.EngineRequest(backend.value, gpu, batches, sizes, workspace, opt_level, timing_cache, kit, triton)
         asked = r.Request(
             output=output,

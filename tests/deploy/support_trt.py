@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import onnx
 from nextvit_deploy.manifest import manifest_path
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.spec import Artifact
-from nextvit_exporters.to_tensorrt import SUFFIX, log_of, onnx_of
+from nextvit_exporters.to_tensorrt import SUFFIX, Origin, log_of, onnx_of
 from tests.deploy.support import Exported, Json, Ran, call, contents, one_line, tamper
 
 STEM: Final = "nextvit_nano_classify_64_b1_fp16_t4"
@@ -51,9 +52,10 @@ def signed(path: Path) -> Path:
     """Let the log vouch for the files as they are now: damage that no hash gives away."""
     log = log_of(path)
     *lines, record = log.read_text(encoding="utf-8").splitlines()
-    words = record.split()
-    words[3], words[6] = sha256_of(path), sha256_of(onnx_of(path))
-    log.write_text("\n".join([*lines, " ".join(words), ""]), encoding="utf-8")
+    told = Origin.of_line(record)
+    assert told is not None
+    vouched = replace(told, engine=sha256_of(path), onnx=sha256_of(onnx_of(path)))
+    log.write_text("\n".join([*lines, vouched.line(), ""]), encoding="utf-8")
     return path
 
 

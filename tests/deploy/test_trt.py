@@ -21,7 +21,7 @@ from nextvit_exporters.tensorrt import builder
 from nextvit_exporters.tensorrt.backends import BACKENDS, load
 from nextvit_exporters.tensorrt.kernels import EngineReport, KernelTensor, read_log
 from nextvit_exporters.tensorrt.listening import BuildLog
-from nextvit_exporters.to_tensorrt import log_of, onnx_of
+from nextvit_exporters.to_tensorrt import Origin, log_of, onnx_of
 from tests.deploy.support import (
     Exported,
     Json,
@@ -109,9 +109,10 @@ def test_kernels_are_traced_to_modules(engine: Exported) -> None:
 
 def test_the_log_ends_with_what_it_vouches_for(engine: Exported) -> None:
     lines = log_of(engine.path).read_text(encoding="utf-8").splitlines()
-    hashes = sha256_of(engine.path), sha256_of(onnx_of(engine.path))
-    assert lines[-1] == "nextvit-deploy built engine {} from onnx {} in fp16".format(*hashes)
-    assert len(lines) > 100
+    record = Origin.of_line(lines[-1])
+    assert record is not None
+    assert (record.engine, record.onnx) == (sha256_of(engine.path), sha256_of(onnx_of(engine.path)))
+    assert (str(record.precision), record.spec.gpu, record.spec.backend) == ("fp16", "t4", "tensorrt-rtx")
 
 
 def test_passes_that_hide_attention_from_tensorrt_are_left_out(engine: Exported, unlike: Exported) -> None:
@@ -138,7 +139,7 @@ def test_open_batch_and_camera_pixels(open_batch: Exported) -> None:
     assert open_batch.path.stem == "nextvit_nano_classify_64_b1-2-4_fp16_uint8-nhwc_t4"
     assert manifest["spec"]["engine"]["batch"] == "1:2:4"
     for checks in questions(manifest).values():
-        assert [check["inputs"] for check in checks] == ["8 of the demo's digits", "noise, batch 1", "noise, batch 3"]
+        assert [check["inputs"] for check in checks] == ["8 of the demo's digits", "noise, batch 1", "noise, batch 4"]
     (read,) = onnx.load(str(onnx_of(open_batch.path))).graph.input
     assert read.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert [dim.dim_param or dim.dim_value for dim in read.type.tensor_type.shape.dim] == ["batch", 64, 64, 3]

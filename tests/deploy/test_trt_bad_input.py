@@ -174,8 +174,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, place: Callable[[Path],
     before = contents(tmp_path)
     elsewhere = () if option == "--output" else ("--output", tmp_path / "out")
     line = refusal("trt", "--fp16", option, folder, *elsewhere)
-    assert line.startswith(f"{folder} can't be written: ")
-    assert line.endswith("; choose another output")
+    assert line.startswith((f"{folder} can't be ", f"{folder.parent} can't be "))
+    assert "; choose another" in line
     assert contents(tmp_path) == before
 
 

@@ -3,7 +3,7 @@
 #   make demo     export the bundled checkpoint to ONNX and, where TensorRT exists, to a T4 engine; verify every file
 #   make test     every check and every test
 #   make lint     the checks alone
-#   make bench    the benchmarks
+#   make bench    the benchmarks; those that need a GPU say so where there is none
 #   make clean    remove caches and build outputs; .venv and exports stay
 
 PYTHON ?= python3
@@ -39,7 +39,7 @@ lint: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	@for script in $$(grep -l __main__ benchmarks/*.py); do \
 		module=benchmarks.$$(basename "$$script" .py); \
-		echo "== $$module"; $(BIN)/python -m "$$module" || exit 1; \
+		echo "== $$module"; $(BIN)/python -m "$$module" || [ $$? -eq 4 ] || exit 1; \
 	done
 
 clean:

@@ -72,7 +72,7 @@ def hand_over(
     inputs, onnx = artefact_inputs(spec, images), target.source(path)
     if request.engine.kit is not None:
         on_step("write the kit")
-        tolerance = target.TOLERANCES[targets.PRECISION_COST][spec.precision]
+        tolerance = target.TOLERANCES[targets.ON_DEVICE][spec.precision]
         beside = manifest_path(path)
         write_kit(request.engine.kit, onnx, spec, inputs, expected, tolerance, manifest.as_dict(), beside)
     if request.engine.triton is not None:

@@ -60,8 +60,15 @@ PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
         ),
     }
 )
+ON_DEVICE: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-4, "sums in another order than PyTorch's; not yet measured on a GPU"),
+        Precision.FP16: Tolerance(1e-2, "as emulated; two sound FP16 executions differ by 5e-4; no GPU's figure yet"),
+        Precision.INT8: Tolerance(1e-1, "as emulated; two sound INT8 executions differ by 2e-2; no GPU's figure yet"),
+    }
+)
 TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = MappingProxyType(
-    {targets.SAME_NETWORK: SAME_NETWORK, targets.PRECISION_COST: PRECISION_COST, targets.ON_DEVICE: PRECISION_COST}
+    {targets.SAME_NETWORK: SAME_NETWORK, targets.PRECISION_COST: PRECISION_COST, targets.ON_DEVICE: ON_DEVICE}
 )
 _RECORD: Final = "nextvit-deploy built"
 

@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from nextvit_deploy import doctor
 from nextvit_exporters.cuda.driver import Device, Driver
@@ -121,3 +122,24 @@ def _name(requirement: str) -> str:
     found = re.match(r"[A-Za-z0-9_.-]+", requirement)
     assert found
     return found[0]
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [
+        ("darwin", "arm64", set()),
+        ("linux", "aarch64", {"tensorrt-cu12", "cuda-bindings"}),
+        ("linux", "x86_64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12"}),
+        ("win32", "AMD64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12"}),
+    ],
+)
+def test_extras_ask_for_tensorrt_only_where_it_is(system: str, machine: str, wanted: set[str]) -> None:
+    found = set()
+    for extra in ("trt", "trt-rtx"):
+        here = {"sys_platform": system, "platform_machine": machine, "extra": extra}
+        for line in metadata.requires("nextvit-deploy") or []:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is not None and "extra" in str(marker) and marker.evaluate(here):
+                found.add(requirement.name)
+    assert found == wanted

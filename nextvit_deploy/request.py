@@ -163,9 +163,12 @@ def _notes_on_engine(spec: ExportSpec) -> tuple[str, ...]:
     if spec.engine is None:
         return ()
     chosen, target = BACKENDS[spec.engine.backend], gpu(spec.engine.gpu)
-    remark = chosen.remarks.get(target.capability, {}).get(spec.precision)
-    note = f"built by {chosen.name} for {target.title} ({target.sm}), in {spec.precision}"
-    return (note, remark) if remark else (note,)
+    notes = [f"built by {chosen.name} for {target.title} ({target.sm}), in {spec.precision}"]
+    if remark := chosen.remarks.get(target.capability, {}).get(spec.precision):
+        notes.append(remark)
+    if spec.engine.opt_level is not None and chosen.without_levels:
+        notes.append(f"--opt-level {spec.engine.opt_level} has no effect with {chosen.name}: {chosen.without_levels}")
+    return tuple(notes)
 
 
 def notes_on_images(request: Request) -> tuple[str, ...]:

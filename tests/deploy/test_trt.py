@@ -175,6 +175,7 @@ def test_other_settings_are_in_the_name_or_the_spec(unlike: Exported) -> None:
     assert unlike.path.stem == "nextvit_nano_classify_64_b1_fp16_fewest-macs_rtx4090"
     asked = unlike.manifest["spec"]["engine"]
     assert (asked["workspace"], asked["opt_level"], asked["gpu"]) == (64, 2, "rtx4090")
+    assert any(note.startswith("--opt-level 2 has no effect with tensorrt-rtx: ") for note in unlike.manifest["notes"])
     assert unlike.manifest["built"]["for"] == "SM89"
 
 

@@ -57,8 +57,9 @@ class Backend:
     version reads. ``magic`` opens its engine files; ``tells_gpus`` says that these name the GPUs they are for,
     ``plan_for_triton`` that Triton can load them. ``layers_in_log`` says that the detailed list of kernels is in the
     builder's log; otherwise the built engine is asked for it. ``without_timings`` says why a timing cache is refused,
-    None where it is used. ``refused`` holds, by compute capability, the precisions it can't build, each with the
-    reason; ``remarks`` what to know of a precision it does build.
+    None where it is used; ``without_levels`` what to say where an optimisation level changes nothing. ``refused``
+    holds, by compute capability, the precisions it can't build, each with the reason; ``remarks`` what to know of a
+    precision it does build.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Backend:
     plan_for_triton: bool
     layers_in_log: bool
     without_timings: str | None
+    without_levels: str | None
     refused: Mapping[tuple[int, int], Mapping[Precision, str]]
     remarks: Mapping[tuple[int, int], Mapping[Precision, str]]
 
@@ -98,6 +100,7 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             plan_for_triton=True,
             layers_in_log=False,
             without_timings=None,
+            without_levels=None,
             refused=MappingProxyType({}),
             remarks=MappingProxyType({}),
         ),
@@ -115,6 +118,7 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             plan_for_triton=False,
             layers_in_log=True,
             without_timings="it times nothing while it builds, so a timing cache changes nothing",
+            without_levels="it builds the same engine at every optimisation level",  # 0, 2 and 5: byte for byte
             refused=MappingProxyType(
                 {(7, 5): MappingProxyType({Precision.FP32: "it has no float32 matrix products for Turing (SM75)"})}
             ),

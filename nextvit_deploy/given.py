@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import Manifest, manifest_of, manifest_path
-from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
+from nextvit_deploy.origin import FLOATS, check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
 from nextvit_deploy.pipeline import Clock, OnStep, describe, open_checkpoint, open_images, original_outputs, rewrite
 from nextvit_deploy.request import Request, check_names, engine_for, notes_for, notes_on_images, spec_for
@@ -29,9 +29,6 @@ from nextvit_models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-_FLOATS: Final = frozenset({1, 10})
-"""onnx.TensorProto's numbers for float32 and float16."""
 
 
 def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
@@ -93,7 +90,7 @@ def check_input(request: Request, model: ModelProto, given: Path) -> None:
     if request.engine is None:
         raise ValueError("the request asks for no engine")
     chosen = backend(choose(request.engine.backend, request.engine.gpu).backend)
-    edges = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} & _FLOATS
+    edges = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} & FLOATS
     if len(edges) > 1:
         raise UnsupportedSpec(f"{given.name} has float32 on one side and float16 on the other; give both one type")
     check_onnx(model, given.name, chosen, str(load(chosen).__version__), request.precision)

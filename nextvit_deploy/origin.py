@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 _FLOAT, _UINT8, _HALF = 1, 2, 10  # onnx.TensorProto's numbers for them
+FLOATS: Final = frozenset({_FLOAT, _HALF})
 _KINDS: Final = {_FLOAT: InputKind.NORMALIZED, _HALF: InputKind.NORMALIZED, _UINT8: InputKind.UINT8}
 
 

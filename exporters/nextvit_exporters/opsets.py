@@ -19,7 +19,7 @@ CONSUMERS: Final[Mapping[str, int]] = MappingProxyType(
         "tensorrt-8.6": 17,
         "tensorrt-10": 20,  # 10.0's parser; later 10.x read more
         "tensorrt-11": 25,
-        "tensorrt-rtx-1": 25,  # builds measured up to 25
+        "tensorrt-rtx-1": 25,  # measured with 1.7; newer ones are parsed in silence
         "onnxruntime-1.14": 18,
         "onnxruntime-1.15": 19,
         "onnxruntime-1.17": 20,

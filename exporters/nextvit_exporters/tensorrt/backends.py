@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from nextvit_exporters.errors import MissingExtra, UnsupportedSpec
+from nextvit_exporters.opsets import CONSUMERS
 from nextvit_exporters.spec import Precision
 
 Module = Any
@@ -46,6 +47,7 @@ GPUS: Final[Mapping[str, Gpu]] = MappingProxyType(
     }
 )
 DEFAULT_GPU: Final = "t4"
+_MAJOR: Final = re.compile(r"-[\d.]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,12 @@ class Backend:
     """One TensorRT.
 
     ``builds_on_cpu`` says that it needs no GPU and is told the compute capability instead; the others build for the
-    GPU at hand, whichever it is, and ``capabilities`` is None. ``opsets`` holds the newest opset that each major
-    version reads. ``magic`` opens its engine files; ``tells_gpus`` says that these name the GPUs they are for,
-    ``plan_for_triton`` that Triton can load them. ``layers_in_log`` says that the detailed list of kernels is in the
-    builder's log; otherwise the built engine is asked for it. ``without_timings`` says why a timing cache is refused,
-    None where it is used; ``without_levels`` what to say where an optimisation level changes nothing. ``refused``
-    holds, by compute capability, the precisions it can't build, each with the reason; ``remarks`` what to know of a
-    precision it does build.
+    GPU at hand, whichever it is, and ``capabilities`` is None. ``magic`` opens its engine files; ``tells_gpus`` says
+    that these name the GPUs they are for, ``plan_for_triton`` that Triton can load them. ``layers_in_log`` says that
+    the detailed list of kernels is in the builder's log; otherwise the built engine is asked for it.
+    ``without_timings`` says why a timing cache is refused, None where it is used; ``without_levels`` what to say where
+    an optimisation level changes nothing. ``refused`` holds, by compute capability, the precisions it can't build,
+    each with the reason; ``remarks`` what to know of a precision it does build.
     """
 
     name: str
@@ -69,7 +70,6 @@ class Backend:
     oldest: tuple[int, int]
     builds_on_cpu: bool
     capabilities: tuple[tuple[int, int], ...] | None
-    opsets: Mapping[int, int]
     magic: bytes
     tells_gpus: bool
     plan_for_triton: bool
@@ -80,8 +80,9 @@ class Backend:
     remarks: Mapping[tuple[int, int], Mapping[Precision, str]]
 
     def newest_opset(self, version: str) -> int:
-        """The newest opset that this version's parser reads; a major version not listed reads what the last one did."""
-        return self.opsets.get(int(version.partition(".")[0]), max(self.opsets.values()))
+        """The newest opset that this version's parser is known to read; a later major version reads what others do."""
+        own = {consumer: opset for consumer, opset in CONSUMERS.items() if _MAJOR.sub("", consumer) == self.name}
+        return own.get(f"{self.name}-{version.partition('.')[0]}", max(own.values()))
 
 
 BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
@@ -94,7 +95,6 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             oldest=(10, 0),
             builds_on_cpu=False,
             capabilities=None,
-            opsets=MappingProxyType({10: 20, 11: 25}),  # 10.0's parser; later 10.x read more
             magic=b"ftrt",
             tells_gpus=False,
             plan_for_triton=True,
@@ -112,7 +112,6 @@ BACKENDS: Final[Mapping[str, Backend]] = MappingProxyType(
             oldest=(1, 4),
             builds_on_cpu=True,
             capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0)),
-            opsets=MappingProxyType({1: 25}),  # measured with 1.7; newer ones are parsed in silence
             magic=b"vtrt",
             tells_gpus=True,
             plan_for_triton=False,

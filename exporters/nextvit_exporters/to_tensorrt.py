@@ -26,7 +26,7 @@ from nextvit_exporters.executors.tensorrt_device import TensorRTDevice
 from nextvit_exporters.executors.tensorrt_network import Mode, TensorRTNetwork
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import Pass
-from nextvit_exporters.passes.sets import TENSORRT, TENSORRT_PASSES, tensorrt_passes
+from nextvit_exporters.passes.sets import TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, Precision, Tolerance
 from nextvit_exporters.targets import Saved
 from nextvit_exporters.tensorrt.backends import backend, check_precision, gpu, load
@@ -117,8 +117,7 @@ def check_spec(spec: ExportSpec) -> None:
         raise UnsupportedSpec("the spec asks for no engine; name backend, GPU and sizes")
     if min(smallest := spec.engine.minimum[1:]) < MIN_SIDE:
         raise UnsupportedSpec(f"{smallest[0]}x{smallest[1]} is too small; start the range at {MIN_SIDE} or more")
-    if spec.pass_set is not None and spec.pass_set not in TENSORRT:
-        raise UnsupportedSpec(f"there is no pass set '{spec.pass_set}'; choose one of {', '.join(TENSORRT)}")
+    tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)  # refuses a set that isn't there
     chosen = backend(spec.engine.backend)
     check_precision(chosen, gpu(spec.engine.gpu), spec.precision)
     if spec.engine.timing_cache is not None and chosen.without_timings:

@@ -49,7 +49,7 @@ def load_engine(module: Module, path: Path, log: BuildLog) -> Any:
     """
     engine = module.Runtime(logger(module, log)).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise BuildFailed(f"TensorRT can't load {path.name}: {log.errors() or 'it gave no reason'}")
+        raise BuildFailed(f"TensorRT can't load {path.name}: {log.reason()}")
     return engine
 
 
@@ -67,9 +67,7 @@ def create_context(module: Module, engine: Any, log: BuildLog) -> Any:
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         context = engine.create_execution_context(config)
     if context is None:
-        raise CudaFailed(
-            f"TensorRT makes no execution context: {log.errors() or 'it gave no reason'}; is the GPU's memory in use?"
-        )
+        raise CudaFailed(f"TensorRT makes no execution context: {log.reason()}; is the GPU's memory in use?")
     return context
 
 

@@ -228,7 +228,7 @@ class TensorRTDevice:
 
     def _accept(self, accepted: object, what: str) -> None:
         if not accepted:
-            raise BuildFailed(f"TensorRT refuses {what}: {self._log.errors() or 'it gave no reason'}")
+            raise BuildFailed(f"TensorRT refuses {what}: {self._log.reason()}")
 
     def _bytes(self, name: str) -> Bytes:
         """A tensor's page-locked memory at its present shape."""

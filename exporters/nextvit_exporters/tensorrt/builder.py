@@ -71,7 +71,7 @@ def build_engine(
         serialized = builder.build_serialized_network(network, config)
         interruption.again()
         if serialized is None:
-            raise BuildFailed(f"{backend.name} built nothing: {log.errors() or 'it gave no reason'}")
+            raise BuildFailed(f"{backend.name} built nothing: {log.reason()}")
         data = bytes(serialized)
         if not backend.layers_in_log:
             log.entries.append(("INFO", _inspect(module, data, log)))
@@ -104,7 +104,7 @@ def _reasons(parser: Any, log: BuildLog) -> str:
         error = parser.get_error(index)
         where = f"{error.node_operator()} {error.node_name()}: " if error.node_name() else ""
         told.append(f"{where}{' '.join(error.desc().split())}")
-    return "; ".join(dict.fromkeys(told)) or log.errors() or "it gave no reason"
+    return "; ".join(dict.fromkeys(told)) or log.reason()
 
 
 def _set_limits(module: Module, config: Any, engine: EngineSpec) -> None:
@@ -140,7 +140,7 @@ def _set_profile(builder: Any, network: Any, config: Any, spec: ExportSpec, log:
     if config.add_optimization_profile(profile) < 0:
         raise BuildFailed(
             f"TensorRT refuses the range batch {engine.batch}, height {engine.height}, width {engine.width}: "
-            f"{log.errors() or 'it gave no reason'}"
+            f"{log.reason()}"
         )
 
 
@@ -148,7 +148,7 @@ def _inspect(module: Module, data: bytes, log: BuildLog) -> str:
     """The engine inspector's JSON on one line; the GPU that built the engine is there to load it."""
     engine = module.Runtime(logger(module, log)).deserialize_cuda_engine(data)
     if engine is None:
-        raise BuildFailed(f"the built engine can't be loaded: {log.errors() or 'TensorRT gave no reason'}")
+        raise BuildFailed(f"the built engine can't be loaded: {log.reason()}")
     text = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     return json.dumps(json.loads(text))
 
@@ -159,7 +159,6 @@ def _set_timing_cache(config: Any, earlier: bytes | None, log: BuildLog) -> Any:
     cache = config.create_timing_cache(earlier)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise BuildFailed(
-            f"the timing cache is not one for this TensorRT and GPU: {log.errors() or 'it gave no reason'}; "
-            "name another file, and it is made"
+            f"the timing cache is not one for this TensorRT and GPU: {log.reason()}; name another file, and it is made"
         )
     return cache

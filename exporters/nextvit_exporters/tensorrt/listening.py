@@ -32,10 +32,10 @@ class BuildLog:
         """The log's lines, each entry's first one with its severity."""
         return [line for severity, text in self.entries for line in f"{severity} {text}".splitlines()]
 
-    def errors(self) -> str:
-        """The first errors on one line, empty when there is none."""
+    def reason(self) -> str:
+        """The first errors on one line, or that there is none."""
         texts = [" ".join(text.split()) for severity, text in self.entries if severity in _SEVERE]
-        return "; ".join(list(dict.fromkeys(texts))[:_MANY])
+        return "; ".join(list(dict.fromkeys(texts))[:_MANY]) or "it gave no reason"
 
 
 def logger(module: Module, log: BuildLog) -> Any:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nextvit_deploy.outputs import check_writable
+from nextvit_deploy.outputs import check_writable, folder_for
 from nextvit_exporters.errors import OutputNotWritten
 from nextvit_exporters.files import atomic_path
 
@@ -37,22 +37,19 @@ def published_folder(folder: Path, kind: Kind) -> Iterator[Path]:
     system refuses.
     """
     check_replaceable(folder, kind)
-    missing = [parent for parent in folder.parents if not parent.exists()]
     aside = folder.with_name(f".{folder.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with atomic_path(folder) as sibling:
-            sibling.mkdir()
-            yield sibling
-            check_replaceable(folder, kind)  # something may have come into it meanwhile
-            with suppress(FileNotFoundError):
-                folder.replace(aside)
-    finally:
-        if aside.exists() and not folder.exists():
-            aside.replace(folder)  # the new one did not take its place
-        shutil.rmtree(aside, ignore_errors=True)
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
+    with folder_for(folder):
+        try:
+            with atomic_path(folder) as sibling:
+                sibling.mkdir()
+                yield sibling
+                check_replaceable(folder, kind)  # something may have come into it meanwhile
+                with suppress(FileNotFoundError):
+                    folder.replace(aside)
+        finally:
+            if aside.exists() and not folder.exists():
+                aside.replace(folder)  # the new one did not take its place
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_place(folder: Path, kind: Kind) -> None:

@@ -16,7 +16,7 @@ from nextvit_exporters.files import not_written
 
 def check_writable(output: Path) -> None:
     """Raise OutputNotWritten where ``output`` can't be made, before minutes are spent on it; leaves nothing behind."""
-    with _folder_for(output):
+    with folder_for(output):
         try:
             with tempfile.TemporaryFile(dir=output.parent):
                 pass
@@ -34,7 +34,7 @@ def published(artefact: Path) -> Iterator[Path]:
     exception whatever was at those places is still there. Raises OutputNotWritten.
     """
     draft = artefact.with_name(f".{artefact.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    with _folder_for(artefact):
+    with folder_for(artefact):
         try:
             draft.mkdir()
             with _named(draft, artefact.parent):
@@ -86,7 +86,7 @@ def _restore(place: Path, kept: Path) -> None:
 
 
 @contextmanager
-def _folder_for(output: Path) -> Iterator[None]:
+def folder_for(output: Path) -> Iterator[None]:
     """Make the folders above ``output``; those that are empty afterwards are removed again."""
     missing = [folder for folder in output.parents if not _exists(folder)]
     try:

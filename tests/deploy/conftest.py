@@ -10,6 +10,7 @@ import pytest
 from nextvit_deploy import pipeline
 from nextvit_exporters import to_onnx
 from tests.deploy.support import Exported, Ran, Replay, call, rewrite_once, run
+from tests.deploy.support_trt import OPEN_BATCH, exported
 
 Runner = Callable[..., Ran]
 
@@ -30,6 +31,18 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The demo with its batch and its size left open."""
     return _exported(tmp_path_factory.mktemp("dynamic"), call, "--dynamic-batch", "--dynamic-size")
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo as a TensorRT engine in FP16."""
+    return exported(tmp_path_factory.getbasetemp(), "--fp16")
+
+
+@pytest.fixture(scope="session")
+def open_batch(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same for a range of batches, reading a camera's bytes."""
+    return exported(tmp_path_factory.getbasetemp(), *OPEN_BATCH)
 
 
 @pytest.fixture

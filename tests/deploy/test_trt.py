@@ -33,21 +33,11 @@ from tests.deploy.support import (
     remove_relu,
     run,
 )
-from tests.deploy.support_trt import OPEN_BATCH, STEM, OnnxAsBefore, beside, damaged, exported, is_proven, questions
+from tests.deploy.support_trt import STEM, OnnxAsBefore, beside, damaged, exported, is_proven, questions
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'nextvit-deploy[trt-rtx]'")
 pytestmark = pytest.mark.usefixtures("quick")
 RTX = BACKENDS["tensorrt-rtx"]
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), "--fp16")
-
-
-@pytest.fixture(scope="session")
-def open_batch(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), *OPEN_BATCH)
 
 
 @pytest.fixture(scope="session")

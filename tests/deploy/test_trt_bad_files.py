@@ -18,16 +18,10 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from nextvit_exporters.to_tensorrt import onnx_of
 from tests.deploy.support import Exported, Ran, one_line, strict_json
-from tests.deploy.support_trt import exported
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'nextvit-deploy[trt-rtx]'")
 pytestmark = pytest.mark.usefixtures("quick")
 Model = onnx.ModelProto
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), "--fp16")
 
 
 # Each makes one bad file from a good one. All are given to one process, so that a crash in it is seen.

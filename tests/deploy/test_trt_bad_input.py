@@ -21,16 +21,11 @@ from nextvit_exporters.tensorrt import choice
 from nextvit_exporters.tensorrt.backends import load
 from nextvit_exporters.to_tensorrt import log_of, onnx_of
 from tests.deploy.support import Exported, call, contents, one_line, refusal
-from tests.deploy.support_trt import STEM, OnnxAsBefore, beside, copied, exported
+from tests.deploy.support_trt import STEM, OnnxAsBefore, beside, copied
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'nextvit-deploy[trt-rtx]'")
 pytestmark = pytest.mark.usefixtures("quick")
 PIP: Final = "pip install 'nextvit-deploy[trt-rtx]'"
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), "--fp16")
 
 
 @pytest.fixture

@@ -27,22 +27,12 @@ from tests.deploy.support import (
     verdicts,
     weights,
 )
-from tests.deploy.support_trt import OPEN_BATCH, STEM, beside, copied, damaged, exported
+from tests.deploy.support_trt import STEM, beside, copied, damaged
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'nextvit-deploy[trt-rtx]'")
 pytestmark = pytest.mark.usefixtures("quick")
 RTX = BACKENDS["tensorrt-rtx"]
 Fault = Callable[[onnx.ModelProto], None]
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), "--fp16")
-
-
-@pytest.fixture(scope="session")
-def open_batch(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.getbasetemp(), *OPEN_BATCH)
 
 
 def test_inspect(engine: Exported, tmp_path: Path) -> None:

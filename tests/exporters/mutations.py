@@ -49,14 +49,20 @@ def assert_caught(model: str, pass_name: str, plant: Plant, *, side: int = 64, a
     ``at`` names another pass whose place in the order it is tried at.
     """
     known = stages(model, side)
-    graph, each = known.before[at or pass_name], known.passes[pass_name]
+    return assert_undone(known.before[at or pass_name], known.passes[pass_name], known.inputs, known.expected, plant)
+
+
+def assert_undone(
+    graph: fx.GraphModule, each: Pass, inputs: Tensor, expected: tuple[Tensor, ...], plant: Plant
+) -> float:
+    """With the mistake ``plant`` the pass is rolled back, and nothing has changed; returns the error."""
     held, code = g.fingerprint(graph), graph.code
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
-        result, (record,) = run_passes(graph, [each], [known.inputs])
+        result, (record,) = run_passes(graph, [each], [inputs])
     assert not record.certified, f"{record.error_float64:.1e}"
     assert record.rewrites > 0
     assert result.code == graph.code == code
     assert g.fingerprint(graph) == held
-    assert relative_error(g.execute(result, known.inputs), known.expected) <= FLOAT64_BOUND
+    assert relative_error(g.execute(result, inputs), expected) <= FLOAT64_BOUND
     return record.error_float64

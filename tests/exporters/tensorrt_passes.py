@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import pytest
 from torch import Tensor, fx
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes.base import FLOAT64_BOUND, Pass, PassRecord, relative_error, run_passes
 from nextvit_exporters.passes.sets import FEWEST_KERNELS
-from tests.exporters.mutations import Plant
+from tests.exporters.mutations import Plant, assert_undone
 from tests.exporters.passes_harness import make, pixels
 
 
@@ -50,14 +49,4 @@ def on_its_way(name: str, height: int = 64, width: int = 64) -> OnItsWay:
 def assert_rolled_back(pass_name: str, plant: Plant, size: tuple[int, int] = (64, 64)) -> float:
     """With the mistake the pass is rolled back on nano, and nothing has changed; returns the error."""
     known = on_its_way("nano", *size)
-    graph, each = known.before[pass_name], known.passes[pass_name]
-    held, code = g.fingerprint(graph), graph.code
-    with pytest.MonkeyPatch.context() as patch:
-        plant(patch)
-        result, (record,) = run_passes(graph, [each], [known.inputs])
-    assert not record.certified, f"{record.error_float64:.1e}"
-    assert record.rewrites > 0
-    assert result.code == graph.code == code
-    assert g.fingerprint(graph) == held
-    assert relative_error(g.execute(result, known.inputs), known.expected) <= FLOAT64_BOUND
-    return record.error_float64
+    return assert_undone(known.before[pass_name], known.passes[pass_name], known.inputs, known.expected, plant)

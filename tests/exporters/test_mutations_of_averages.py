@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.passes import (
+    algebra,
     average_tokens,
     convolve_projection,
     flatten_channels_last,
@@ -21,7 +22,7 @@ from tests.exporters.tensorrt_passes import assert_rolled_back, on_its_way
 from tests.exporters.toys import feature_map, wired
 
 MERGED, TURNED = merge_average_conv._merged, flatten_channels_last._rewrite
-TOKENS, AS_CONV = average_tokens._rewrite, convolve_projection._as_conv
+TOKENS, AS_CONV = average_tokens._rewrite, algebra.as_convolution
 MISTAKE = 1e-6
 """A mistake that moves the outputs by less would be near the bound, and seen by luck."""
 
@@ -148,13 +149,14 @@ CONV_MISTAKES: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", CONV_MISTAKES.values(), ids=CONV_MISTAKES)
 def test_a_wrong_projection_is_rolled_back(change: Change) -> None:
-    def as_conv(linear: nn.Linear) -> nn.Conv2d:
-        result = AS_CONV(linear)
+    def as_conv(linear: nn.Linear, dimensions: int) -> nn.Conv1d | nn.Conv2d:
+        result = AS_CONV(linear, dimensions)
+        assert isinstance(result, nn.Conv2d)
         change(result)
         return result
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(convolve_projection, "_as_conv", as_conv)
+        patch.setattr(algebra, "as_convolution", as_conv)
 
     assert assert_rolled_back("convolve-projection", plant) > MISTAKE
 

@@ -75,6 +75,17 @@ def bias_of(linear: Linear) -> Tensor:
     return linear.bias.detach()
 
 
+def as_convolution(linear: nn.Linear, dimensions: int) -> nn.Conv1d | nn.Conv2d:
+    """A 1x1 convolution with the same weights, over maps of one or two dimensions."""
+    kind = nn.Conv2d if dimensions == 2 else nn.Conv1d
+    conv = kind(linear.in_features, linear.out_features, 1, bias=has_bias(linear), dtype=linear.weight.dtype)
+    weight = linear.weight.detach().view(*linear.weight.shape, *(1,) * dimensions)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    if has_bias(linear):
+        conv.bias = nn.Parameter(bias_of(linear), requires_grad=False)
+    return conv.eval()
+
+
 def with_weights(linear: Linear, weight: Tensor, bias: Tensor | None) -> Linear:
     """A module like ``linear`` with other numbers in it."""
     result = copy.copy(linear)

@@ -116,14 +116,7 @@ def _convolve(graph: fx.GraphModule, node: fx.Node, source: fx.Node) -> fx.Node:
     """Call the Linear of ``node`` as a 1x1 convolution on ``source``, (B, C, N) or (B, C, H, W)."""
     linear = g.module_as(graph, node, nn.Linear)
     dimensions = len(source.meta["shape"]) - 2
-    kind = nn.Conv2d if dimensions == 2 else nn.Conv1d
-    bias = algebra.has_bias(linear)
-    conv = kind(linear.in_features, linear.out_features, 1, bias=bias, dtype=linear.weight.dtype)
-    weight = linear.weight.detach().view(*linear.weight.shape, *(1,) * dimensions)
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    if bias:
-        conv.bias = nn.Parameter(algebra.bias_of(linear), requires_grad=False)
-    replace_module(graph, node, conv.eval())
+    replace_module(graph, node, algebra.as_convolution(linear, dimensions))
     result = graph.graph.call_module(str(node.target), (source,))
     result.meta["shape"] = (source.meta["shape"][0], linear.out_features, *source.meta["shape"][2:])
     return result

@@ -87,7 +87,7 @@ def _why_not(graph: fx.GraphModule, linear: fx.Node, moves: tuple[fx.Node, ...])
 
 
 def _rewrite(graph: fx.GraphModule, linear: fx.Node, moves: tuple[fx.Node, ...]) -> None:
-    replace_module(graph, linear, _as_conv(g.module_as(graph, linear, nn.Linear)))
+    replace_module(graph, linear, algebra.as_convolution(g.module_as(graph, linear, nn.Linear), 2))
     old, new = linear, linear.all_input_nodes[0]
     for move in moves:
         for reader in [user for user in old.users if reads_shape(user)]:
@@ -102,13 +102,3 @@ def _rewrite(graph: fx.GraphModule, linear: fx.Node, moves: tuple[fx.Node, ...])
     result.meta["shape"] = old.meta["shape"]
     old.replace_all_uses_with(result)
     graph.graph.eliminate_dead_code()
-
-
-def _as_conv(linear: nn.Linear) -> nn.Conv2d:
-    """A 1x1 convolution with the same weights."""
-    bias = algebra.has_bias(linear)
-    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=bias, dtype=linear.weight.dtype)
-    conv.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False)
-    if bias:
-        conv.bias = nn.Parameter(algebra.bias_of(linear), requires_grad=False)
-    return conv.eval()

@@ -1,0 +1,1 @@
+"""Core ML: how packages are converted, written, read strictly, compressed and looked at."""

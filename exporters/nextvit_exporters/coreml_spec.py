@@ -1,0 +1,105 @@
+"""What a Core ML package is asked to be, as frozen data without frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from nextvit_exporters.errors import UnsupportedSpec
+
+RELEASES: Final = (15, 16, 17, 18, 26)
+"""Minimum deployment targets, as iOS releases."""
+HEADS: Final = ("classify", "logits", "features")
+"""What a package returns: label and probabilities, plain logits, or the four feature maps."""
+WEIGHTS: Final = ("int8", "lut8", "lut6", "lut4")
+"""Weight compressions: whole numbers with a scale per output channel, or a table of 256, 64 or 16 values."""
+OLDEST_FOR_WEIGHTS: Final = 16
+"""The release that reads compressed weights."""
+OLDEST_FOR_ACTIVATIONS: Final = 17
+"""The release that computes with int8 activations."""
+
+Shape = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What Xcode shows of a package; empty texts are filled in from the checkpoint."""
+
+    author: str = ""
+    licence: str = ""
+    version: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreMLSpec:
+    """Everything beside the graph that changes a package.
+
+    ``sizes`` are further enumerated sizes beside the spec's own, ``flexible`` the smallest and the largest side of a
+    range; at most one of both is given. ``keep_fp32`` names torch modules that are computed in float32 in an FP16
+    package; ``calibration`` is the fingerprint of the pictures that activation scales were taken from.
+    """
+
+    ios: int = 16
+    head: str = "classify"
+    sizes: tuple[Shape, ...] = ()
+    flexible: tuple[int, int] | None = None
+    weights: str | None = None
+    activations: str | None = None
+    keep_fp32: tuple[str, ...] = ()
+    calibration: str | None = None
+    about: About = About()
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("target iOS", self.ios, RELEASES),
+            ("head", self.head, HEADS),
+            ("weight compression", self.weights, (None, *WEIGHTS)),
+            ("activation compression", self.activations, (None, "int8")),
+        ):
+            if value not in known:
+                choices = ", ".join(str(each) for each in known if each is not None)
+                raise UnsupportedSpec(f"there is no {what} {value}; choose one of {choices}")
+        self._check_compression()
+        self._check_sizes()
+
+    def _check_compression(self) -> None:
+        if self.weights is not None and self.ios < OLDEST_FOR_WEIGHTS:
+            raise UnsupportedSpec(f"{self.weights} weights need iOS {OLDEST_FOR_WEIGHTS}; ask for --ios 16 or more")
+        if self.activations is not None and self.ios < OLDEST_FOR_ACTIVATIONS:
+            raise UnsupportedSpec(f"int8 activations need iOS {OLDEST_FOR_ACTIVATIONS}; ask for --ios 17 or more")
+        if self.activations is not None and self.weights not in {None, "int8"}:
+            raise UnsupportedSpec(f"int8 activations go with int8 weights, not {self.weights}; leave --weights out")
+
+    def _check_sizes(self) -> None:
+        if self.sizes and self.flexible:
+            raise UnsupportedSpec("enumerated sizes and a range of sizes exclude each other; give one")
+        if self.flexible is not None and not self.flexible[0] < self.flexible[1]:
+            raise UnsupportedSpec(f"{self.flexible[0]}:{self.flexible[1]} is no range of sizes; write MIN:MAX")
+
+    @property
+    def stem(self) -> str:
+        """What of it goes into the file name."""
+        compressed = "w8a8" if self.activations else self.weights
+        return f"ios{self.ios}" + (f"_{compressed}" if compressed else "")
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-ready; ``from_dict`` reads it back."""
+        return asdict(self) | {
+            "sizes": [list(size) for size in self.sizes],
+            "flexible": self.flexible and list(self.flexible),
+            "keep_fp32": list(self.keep_fp32),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, object]) -> CoreMLSpec:
+        """Read what ``as_dict`` wrote; raises KeyError, TypeError or ValueError when it is something else."""
+        values = dict(fields) | {
+            "sizes": tuple((int(h), int(w)) for h, w in fields["sizes"]),  # type: ignore[attr-defined]  # see above
+            "flexible": fields["flexible"] and tuple(fields["flexible"]),  # type: ignore[arg-type]  # see above
+            "keep_fp32": tuple(fields["keep_fp32"]),  # type: ignore[arg-type]  # see above
+            "about": About(**fields["about"]),  # type: ignore[arg-type]  # see above
+        }
+        return cls(**values)  # type: ignore[arg-type]  # see above

@@ -85,6 +85,15 @@ class CoreMLSpec:
         compressed = "w8a8" if self.activations else self.weights
         return f"ios{self.ios}" + (f"_{compressed}" if compressed else "")
 
+    def sizes_in_name(self, own: str) -> str:
+        """What the file name says of sizes: ``64-96`` for a range, ``64+96`` for enumerated ones; ``own`` comes first.
+
+        ``own`` is the spec's own size as text.
+        """
+        if self.flexible is not None:
+            return f"{self.flexible[0]}-{self.flexible[1]}"
+        return "+".join([own, *(f"{h}" if h == w else f"{h}x{w}" for h, w in self.sizes)])
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; ``from_dict`` reads it back."""
         return asdict(self) | {

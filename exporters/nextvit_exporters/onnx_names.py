@@ -10,6 +10,8 @@ from typing import Final
 
 import onnx
 
+from nextvit_exporters.scopes import fill_scopes
+
 _NAMESPACE: Final = "namespace"
 _NOWHERE: Final = "_empty_nn_module_stack_from_metadata_hook"
 """What torch's exporter writes in place of a module for the sizes of an open axis."""
@@ -30,9 +32,8 @@ def name_nodes(model: onnx.ModelProto) -> None:
             if name in makers:
                 neighbours[index].add(makers[name])
                 neighbours[makers[name]].add(index)
-    found = [scope or _shared(index, scopes, neighbours) for index, scope in enumerate(scopes)]
     seen: Counter[str] = Counter()
-    for node, scope in zip(model.graph.node, found, strict=True):
+    for node, scope in zip(model.graph.node, fill_scopes(scopes, neighbours), strict=True):
         name = f"{scope}/{node.op_type}" if scope else node.op_type
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -60,20 +61,3 @@ def _scope(node: onnx.NodeProto) -> str:
     *modules, _ = recorded.split("/")
     scope = modules[-1].partition(":")[0].strip() if modules else ""
     return "" if scope == _NOWHERE else scope
-
-
-def _shared(start: int, scopes: list[str], neighbours: list[set[int]]) -> str:
-    """The longest common module of the nearest named nodes around ``start``."""
-    seen, frontier, named = {start}, {start}, set[str]()
-    while frontier and len(named) < 2:
-        frontier = {n for index in frontier for n in neighbours[index]} - seen
-        seen |= frontier
-        named |= {scopes[n] for n in frontier if scopes[n]}
-        frontier = {n for n in frontier if not scopes[n]}
-    paths = [name.split(".") for name in sorted(named)]
-    shared: list[str] = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_models.preprocessing import Preprocessing
@@ -27,20 +28,27 @@ class Precision(str, Enum):
 
 
 class InputKind(str, Enum):
-    """What the artefact reads: a normalised float tensor, or raw RGB pixels from 0 to 255.
+    """What the artefact reads: a normalised float tensor, raw RGB pixels from 0 to 255, or a picture of the system's.
 
-    All are (B, 3, H, W) but ``uint8-nhwc``, which is (B, H, W, 3) as cameras and decoders give it.
+    All are (B, 3, H, W) but ``uint8-nhwc``, which is (B, H, W, 3) as cameras and decoders give it, and ``image``: one
+    picture, (1, H, W, 3), in an order of colours that the artefact names itself.
     """
 
     NORMALIZED = "normalized"
     FLOAT = "float"
     UINT8 = "uint8"
     UINT8_NHWC = "uint8-nhwc"
+    IMAGE = "image"
 
     @property
     def is_uint8(self) -> bool:
-        """Whether it reads whole pixels of eight bits."""
+        """Whether it reads tensors of eight bits."""
         return self in {InputKind.UINT8, InputKind.UINT8_NHWC}
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether colours come last."""
+        return self in {InputKind.UINT8_NHWC, InputKind.IMAGE}
 
     def __str__(self) -> str:
         return self.value
@@ -53,7 +61,8 @@ class ExportSpec:
     Sizes are in pixels. ``dynamic_batch`` and ``dynamic_size`` leave those axes open in the file; ``height``,
     ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for
     anybody; ``skip`` names passes that are left out, ``pass_set`` the target's list of them where it has several.
-    ``io`` is the type of the output and of a normalised input; ``engine`` what TensorRT is asked beyond the graph.
+    ``io`` is the type of the output and of a normalised input; ``engine`` and ``coreml`` are what TensorRT or Core ML
+    is asked beyond the graph.
     """
 
     model: str
@@ -76,6 +85,7 @@ class ExportSpec:
     io: Precision = Precision.FP32
     pass_set: str | None = None
     engine: EngineSpec | None = None
+    coreml: CoreMLSpec | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
@@ -89,13 +99,14 @@ class ExportSpec:
     @property
     def stem(self) -> str:
         """File name without suffix: model, task, size, batch, precision, input and consumer."""
-        parts = [self.model, self.task, *self._sizes(), str(self.precision)]
+        parts = [self.model, self.coreml.head if self.coreml else self.task, *self._sizes(), str(self.precision)]
         if self.input is not InputKind.NORMALIZED:
             parts.append(str(self.input))
         if self.io is not Precision.FP32:
             parts.append(f"io-{self.io}")
         gpu = None if self.engine is None else self.engine.gpu
-        parts += [each for each in (self.consumer, self.pass_set, gpu) if each is not None]
+        phone = None if self.coreml is None else self.coreml.stem
+        parts += [each for each in (self.consumer, self.pass_set, gpu, phone) if each is not None]
         return "_".join(parts)
 
     def _sizes(self) -> tuple[str, str]:
@@ -106,6 +117,8 @@ class ExportSpec:
             )
             return height if height == width else f"{height}x{width}", f"b{batch}"
         size = f"{self.height}" if self.height == self.width else f"{self.height}x{self.width}"
+        if self.coreml is not None and self.dynamic_size:
+            return self.coreml.sizes_in_name(size), f"b{self.batch}"
         return f"{size}dyn" if self.dynamic_size else size, "bdyn" if self.dynamic_batch else f"b{self.batch}"
 
     @property
@@ -116,7 +129,7 @@ class ExportSpec:
     def shape_at(self, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
         """The input's shape at another (B, H, W)."""
         batch, height, width = size
-        return (batch, height, width, 3) if self.input is InputKind.UINT8_NHWC else (batch, 3, height, width)
+        return (batch, height, width, 3) if self.input.channels_last else (batch, 3, height, width)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; ``from_dict`` reads it back."""
@@ -129,6 +142,7 @@ class ExportSpec:
             "skip": list(self.skip),
             "io": str(self.io),
             "engine": self.engine and self.engine.as_dict(),
+            "coreml": self.coreml and self.coreml.as_dict(),
         }
 
     @classmethod
@@ -143,6 +157,7 @@ class ExportSpec:
                 "skip": tuple(fields["skip"]),  # type: ignore[arg-type]  # as above
                 "io": Precision(fields.get("io", Precision.FP32)),
                 "engine": EngineSpec.from_dict(fields["engine"]) if fields.get("engine") else None,  # type: ignore[arg-type]
+                "coreml": CoreMLSpec.from_dict(fields["coreml"]) if fields.get("coreml") else None,  # type: ignore[arg-type]
             }
             return cls(**values)  # type: ignore[arg-type]  # as above
         except (KeyError, TypeError, ValueError) as error:

@@ -44,7 +44,7 @@ class Attention:
 def find(graph: fx.GraphModule) -> Iterator[Attention | Refusal]:
     """Every softmax over products of token maps: the attention, or why it isn't one we can rewrite."""
     for node in list(graph.graph.nodes):
-        if _softmax_axis(graph, node) is not None:
+        if softmax_axis(graph, node) is not None:
             found = _match(graph, node)
             yield found if isinstance(found, Attention) else Refusal(node.name, found)
 
@@ -64,14 +64,14 @@ def rewrite_each(graph: fx.GraphModule, rewrite: Callable[[Attention], bool | st
 
 
 def _match(graph: fx.GraphModule, softmax: fx.Node) -> Attention | str:  # noqa: PLR0911 - one return a reason
-    if _softmax_axis(graph, softmax) not in (-1, len(softmax.meta["shape"]) - 1):
+    if softmax_axis(graph, softmax) not in (-1, len(softmax.meta["shape"]) - 1):
         return "the softmax does not run over the last axis"
-    product = _only_user(softmax)
-    if product is None or not _is_matmul(product) or product.args[0] is not softmax:
+    product = only_user(softmax)
+    if product is None or not is_matmul(product) or product.args[0] is not softmax:
         return "the softmax does not weigh values by a matrix product"
     scales: list[fx.Node] = []
     scores = _skip_scales(softmax.all_input_nodes[0], scales)
-    if not _is_matmul(scores):
+    if not is_matmul(scores):
         return "the softmax's input is not a matrix product"
     queries, keys = scores.all_input_nodes[:2] if len(scores.all_input_nodes) == 2 else (scores, scores)
     q = _linear_behind(graph, _skip_scales(_unwrap(graph, queries), scales))
@@ -148,7 +148,8 @@ def _labels_at(graph: fx.GraphModule, maker: fx.Node, end: fx.Node) -> torch.Ten
     return value
 
 
-def _softmax_axis(graph: fx.GraphModule, node: fx.Node) -> int | None:
+def softmax_axis(graph: fx.GraphModule, node: fx.Node) -> int | None:
+    """The axis a softmax runs over, as it is written; None for any other node."""
     module = g.module_of(graph, node)
     if isinstance(module, nn.Softmax):
         return module.dim
@@ -158,7 +159,8 @@ def _softmax_axis(graph: fx.GraphModule, node: fx.Node) -> int | None:
     return None
 
 
-def _is_matmul(node: fx.Node) -> bool:
+def is_matmul(node: fx.Node) -> bool:
+    """Whether the node multiplies two matrices."""
     return node.target in {operator.matmul, torch.matmul, torch.bmm} or g.is_op(node, "matmul", "bmm")
 
 
@@ -173,7 +175,7 @@ def scale_factor(node: fx.Node) -> float | None:
 
 
 def _skip_scales(node: fx.Node, scales: list[fx.Node]) -> fx.Node:
-    while scale_factor(node) is not None and _only_user(node) is not None:
+    while scale_factor(node) is not None and only_user(node) is not None:
         scales.append(node)
         node = node.all_input_nodes[0]
     return node
@@ -199,7 +201,7 @@ def _linear_behind(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 def _linear_ahead(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The Linear that reads ``node``, moved about only, as its only reader."""
-    while (user := _only_user(node)) is not None:
+    while (user := only_user(node)) is not None:
         if isinstance(g.module_of(graph, user), nn.Linear):
             return user
         if not dataflow.moves_only(graph, user):
@@ -208,6 +210,7 @@ def _linear_ahead(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads the values of ``node``; None when there are several, or none."""
     users = [u for u in node.users if not dataflow.reads_shape(u)]
     return users[0] if len(users) == 1 else None

@@ -1,6 +1,6 @@
 """Which passes run for whom, in order; every line with what it measured.
 
-Three lists: one for ONNX Runtime and other readers of ONNX on a CPU, two for TensorRT.
+Four lists: one for ONNX Runtime and other readers of ONNX on a CPU, two for TensorRT, one for Core ML.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nextvit_exporters.passes.fold_head_norm import FoldHeadNorm
 from nextvit_exporters.passes.fold_pre_norm import FoldPreNorm
 from nextvit_exporters.passes.merge_average_conv import MergeAverageConv
 from nextvit_exporters.passes.move_value_bias import MoveValueBias
+from nextvit_exporters.passes.pack_key_value_maps import PackKeyValueMaps
 from nextvit_exporters.passes.strip_train_only import StripTrainOnly
 
 # ONNX Runtime 1.32 on two AVX-512 cores, Next-ViT-S at 224, ratio to the official route, quiet machine.
@@ -39,6 +40,23 @@ ONNX_RUNTIME: Final[tuple[Pass, ...]] = (
     # PackKeyValue: 0.994 to 1.00 and four nodes more, so left out
     ChannelFirstAttention(),  # 0.964
     AverageEarly(),  # 0.960, 5.5 % fewer multiply-accumulates
+)
+
+# coremltools 9.0 for iOS 16, FP16, Next-ViT-S at 224, a picture in and logits out: operations of the ML program without
+# constants, one pass added after another. Nothing folded: 308, of which 28 batch_norm and 27 transpose. Nothing runs on
+# a phone here; that few operations, all on (B, C, H, W) and (B, h, d, N), suit the Neural Engine is Apple's advice.
+NEURAL_ENGINE: Final[tuple[Pass, ...]] = (
+    StripTrainOnly(),  # 308
+    DecomposeAttention(),  # only for models that call fused attention, such as timm's
+    FoldConvNorm(),  # 308, coremltools folds these too; here so that weights are rounded once, from float64
+    FoldPreNorm(),  # 281
+    FoldHeadNorm(),  # 280, no batch_norm is left
+    FoldAttentionScale(),  # 276
+    DropKeyBias(),  # 276
+    MoveValueBias(),  # 276; with DropKeyBias what lets PackKeyValueMaps pack without a bias
+    ChannelFirstAttention(),  # 244, 27 transposes and 16 linear less; without it the whole list gives 280
+    PackKeyValueMaps(),  # 240
+    AverageEarly(),  # 244, 5.5 % fewer multiply-accumulates
 )
 
 # TensorRT-RTX 1.7.1 for SM75, FP16, Next-ViT-S at 224, batch 1: kernels in the engine, one pass added after another.

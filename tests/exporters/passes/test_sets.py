@@ -10,9 +10,10 @@ from nextvit_exporters.passes.base import Pass, run_passes
 from nextvit_exporters.passes.channel_first_attention import ChannelFirstAttention
 from nextvit_exporters.passes.merge_average_conv import MergeAverageConv
 from nextvit_exporters.passes.pack_key_value import PackKeyValue
+from nextvit_exporters.passes.pack_key_value_maps import PackKeyValueMaps
 from tests.exporters.passes_harness import make, pixels
 
-LISTS = {"onnx-runtime": sets.ONNX_RUNTIME, **sets.TENSORRT}
+LISTS = {"onnx-runtime": sets.ONNX_RUNTIME, "neural-engine": sets.NEURAL_ENGINE, **sets.TENSORRT}
 
 
 def names(passes: tuple[Pass, ...]) -> list[str]:
@@ -56,6 +57,12 @@ def test_without_the_fixed_size_passes_every_size_is_computed(passes: tuple[Pass
     assert all(record.certified for record in records)
     other = pixels(1, 3, 75, 97, seed=2)
     torch.testing.assert_close(g.execute(rewritten, other), g.execute(graph, other), rtol=1e-11, atol=1e-12)
+
+
+def test_the_neural_engine_takes_what_onnx_runtime_takes_with_keys_and_values_packed() -> None:
+    packed = PackKeyValueMaps().name
+    assert [each for each in names(sets.NEURAL_ENGINE) if each != packed] == names(sets.ONNX_RUNTIME)
+    assert names(sets.NEURAL_ENGINE).index(packed) == names(sets.NEURAL_ENGINE).index(ChannelFirstAttention().name) + 1
 
 
 def test_work_is_least_with_fewest_macs() -> None:

@@ -51,7 +51,8 @@ CODES: Final[Mapping[int, str]] = MappingProxyType(
     }
 )
 """dtypes by their number in the file."""
-_UNREADABLE: Final = ("bfloat16", "float8e4m3fn", "float8e5m2")
+UNREADABLE: Final = ("bfloat16", "float8e4m3fn", "float8e5m2")
+"""The dtypes that NumPy lacks."""
 _HEADER: Final = struct.Struct("<II")
 _ABOUT: Final = struct.Struct("<IIQQQ")
 _UNPACKED_AT_A_TIME: Final = 1 << 20
@@ -64,7 +65,7 @@ def length_of(kind: TensorType) -> tuple[int, int]:
     Raises BuildFailed where an axis is open, NotExecutable for a dtype that NumPy lacks.
     """
     count = math.prod(known_shape(kind))
-    if kind.dtype in _UNREADABLE:
+    if kind.dtype in UNREADABLE:
         raise NotExecutable(f"constants of dtype {kind.dtype} can't be read here")
     bits = BITS.get(kind.dtype)
     if bits is None:
@@ -119,7 +120,7 @@ class Blobs:
         self._name = name
         self._data = None if data is None else memoryview(data)
         self._ends: dict[int, int] = {}
-        self._read: dict[tuple[int, str], NDArray[Any]] = {}
+        self._read: dict[int, NDArray[Any]] = {}
         self._count = 0
         if self._data is None:
             return
@@ -137,12 +138,14 @@ class Blobs:
         Nothing is allocated before the file is known to hold it. Raises BuildFailed where the two don't agree,
         NotExecutable for a dtype that can't be read.
         """
+        if kind.dtype not in CODES.values():
+            raise self._damaged(f"can't hold {kind.dtype}, which the program reads from it")
         length, unused = length_of(kind)
         start = self._find(offset, kind.dtype, length, unused)
-        known = self._read.get((offset, kind.dtype))
+        known = self._read.get(offset)
         if known is None:
             known = array_of(self._bytes()[start : start + length], kind)
-            self._read[offset, kind.dtype] = known
+            self._read[offset] = known
             self._ends[offset] = start + length
         return known.reshape(known_shape(kind))
 
@@ -160,7 +163,7 @@ class Blobs:
             if end > second:
                 raise self._damaged(f"has a blob at {first} that reaches into the one at {second}")
         end = places[-1][1] if places else ALIGNMENT
-        if len(self._data) - end >= ALIGNMENT:
+        if len(self._data) != end:
             raise self._damaged(f"goes on for {len(self._data) - end} bytes after its last blob")
 
     def _find(self, offset: int, dtype: str, length: int, unused: int) -> int:

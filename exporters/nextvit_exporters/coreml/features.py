@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -62,10 +64,18 @@ def labels_of(description: Any, program: Program, outputs: tuple[Feature, ...]) 
     written = tuple(each.name for each in found[0].outputs)
     if len(found) > 1 or written != named or special != set(named):
         raise BuildFailed("its description names another label or probabilities than it computes; export it again")
-    return _labels(found[0], program)
+    labels, dtype = _labels(found[0], program)
+    label, probabilities = ({each.name: each for each in outputs}[name] for name in named)
+    if label.kind != dtype or (probabilities.kind, probabilities.dtype) != (DICTIONARY, dtype):
+        raise BuildFailed(f"its labels are {dtype}, and its description says otherwise; export it again")
+    count = _probabilities(found[0], program)
+    if not labels or count not in (None, len(labels)):
+        raise BuildFailed(f"it has {len(labels)} labels for {count} probabilities; export it again")
+    return labels
 
 
-def _labels(operation: Operation, program: Program) -> tuple[str, ...]:
+def _labels(operation: Operation, program: Program) -> tuple[tuple[str, ...], str]:
+    """The labels, and their dtype."""
     classes = operation.inputs.get("classes", ())
     if len(classes) != 1:
         raise BuildFailed(f"classify {operation.name} has no labels; export it again")
@@ -76,12 +86,19 @@ def _labels(operation: Operation, program: Program) -> tuple[str, ...]:
             raise NotExecutable(f"classify {operation.name} computes its labels, which can't be executed here")
         held = consts[held]
     labels = tuple(str(each) for each in held.data.reshape(-1).tolist())
-    twice = next((each for each in labels if labels.count(each) > 1), None) if len(set(labels)) < len(labels) else None
+    twice = next((each for each, times in Counter(labels).items() if times > 1), None)
     if twice is not None:
         raise BuildFailed(f"it has the label {twice!r} twice, of which an app gets one; export it with distinct labels")
-    if held.type.dtype not in ("string", "int64") or not labels:
-        raise BuildFailed(f"classify {operation.name} has labels of dtype {held.type.dtype}; export it again")
-    return labels
+    return labels, held.type.dtype
+
+
+def _probabilities(operation: Operation, program: Program) -> int | None:
+    """How many probabilities ``classify`` takes; None where that is open or not one tensor."""
+    given = operation.inputs.get("probabilities", ())
+    types = {output.name: output.type for each in program.operations for output in each.outputs} | dict(program.inputs)
+    kinds = [each.type if isinstance(each, Constant) else types[each] for each in given]
+    sizes = [math.prod(size for size in each.shape if size is not None) for each in kinds if None not in each.shape]
+    return sizes[0] if len(sizes) == len(given) == 1 else None
 
 
 def _same_names(what: str, described: tuple[Feature, ...], computed: Iterable[str]) -> None:
@@ -128,9 +145,7 @@ def _image(name: str, description: str, message: Any) -> Feature:
         sizes = message.imageSizeRange.heightRange, message.imageSizeRange.widthRange
         ranges = (*((each, each) for each in head), *(_range(each) for each in sizes))
     shape = (*head, int(message.height), int(message.width))
-    return _checked(
-        Feature(name, "image", description, shape, color=color, allowed=allowed, ranges=ranges), flexible is not None
-    )
+    return _checked(Feature(name, "image", description, shape, color=color, allowed=allowed, ranges=ranges), flexible)
 
 
 def _tensor(name: str, description: str, message: Any) -> Feature:
@@ -145,21 +160,23 @@ def _tensor(name: str, description: str, message: Any) -> Feature:
     elif flexible == "shapeRange":
         ranges = tuple(_range(each) for each in message.shapeRange.sizeRanges)
     shape = tuple(int(size) for size in message.shape)
-    return _checked(
-        Feature(name, "tensor", description, shape, dtype, allowed=allowed, ranges=ranges), flexible is not None
-    )
+    return _checked(Feature(name, "tensor", description, shape, dtype, allowed=allowed, ranges=ranges), flexible)
 
 
 def _range(message: Any) -> tuple[int, int]:
     return int(message.lowerBound), UNBOUNDED if message.upperBound < 0 else int(message.upperBound)
 
 
-def _checked(feature: Feature, flexible: bool) -> Feature:  # noqa: FBT001
-    """The feature, where its shapes are shapes and the first of them is one that it allows."""
+def _checked(feature: Feature, flexible: str | None) -> Feature:
+    """The feature, where its shapes are shapes, the first of them is allowed, and what is ``flexible`` has some."""
     shapes = (feature.shape, *feature.allowed, *feature.ranges)
     sound = all(0 < size <= UNBOUNDED for shape in shapes for size in shape)
     sound = sound and all(low <= high for low, high in feature.ranges)
-    if not sound or (flexible and not (feature.allowed or feature.ranges)) or not feature.takes(feature.shape):
+    if (
+        not sound
+        or (flexible is not None and not (feature.allowed or feature.ranges))
+        or not feature.takes(feature.shape)
+    ):
         raise BuildFailed(f"{feature.name} is described with shapes that can't be; export it again")
     return feature
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from nextvit_exporters.coreml.blobs import Blobs, array_of, known_shape, length_of
+from nextvit_exporters.coreml.blobs import UNREADABLE, Blobs, array_of, known_shape, length_of
 from nextvit_exporters.coreml.program import Binding, Constant, Operation, Output, Program, TensorType
 from nextvit_exporters.errors import BuildFailed, NotExecutable
 
@@ -22,6 +22,32 @@ WEIGHT_FILE: Final = "@model_path/weights/weight.bin"
 """What every blob's file is called."""
 DICTIONARY: Final = "dictionary"
 """The dtype of a classifier's probabilities by label, which are no tensor."""
+_DTYPES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        1: "bool",
+        2: "string",
+        10: "float16",
+        11: "float32",
+        12: "float64",
+        13: "bfloat16",
+        21: "int8",
+        22: "int16",
+        23: "int32",
+        24: "int64",
+        25: "int4",
+        31: "uint8",
+        32: "uint16",
+        33: "uint32",
+        34: "uint64",
+        35: "uint4",
+        36: "uint2",
+        37: "uint1",
+        38: "uint6",
+        39: "uint3",
+        40: "float8e4m3fn",
+        41: "float8e5m2",
+    }
+)
 _LARGEST: Final = 2**31 - 1
 _RANK: Final = 32
 _VERSION: Final = 1
@@ -87,12 +113,9 @@ def type_of(message: Any, where: str) -> TensorType:
 
 
 def _dtype(number: int, where: str) -> str:
-    from nextvit_exporters.coreml.loading import part
-
-    kinds = part("proto.MIL_pb2").DataType
-    if number not in kinds.values() or number == 0:
+    if number not in _DTYPES:
         raise BuildFailed(f"{where} has the unknown dtype {number}; export it again")
-    return str(kinds.Name(number)).lower()
+    return _DTYPES[number]
 
 
 def _size(message: Any, where: str) -> int | None:
@@ -120,6 +143,8 @@ def constant_of(message: Any, blobs: Blobs, where: str) -> Constant:
     kind = type_of(message.type, where)
     if kind.dtype == DICTIONARY:
         raise NotExecutable(f"{where} is a dictionary, which can't be executed here")
+    if kind.dtype in UNREADABLE:
+        raise NotExecutable(f"{where} is of dtype {kind.dtype}, which can't be read here")
     if None in kind.shape:
         raise BuildFailed(f"{where} is a constant with an open axis; export it again")
     if which == "blobFileValue":

@@ -6,12 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import Manifest, manifest_of, manifest_path
 from nextvit_deploy.origin import FLOATS, check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
-from nextvit_deploy.pipeline import Clock, OnStep, describe, open_checkpoint, open_images, original_outputs, rewrite
+from nextvit_deploy.pipeline import (
+    Clock,
+    OnStep,
+    describe,
+    model_of,
+    open_checkpoint,
+    open_images,
+    original_outputs,
+    rewrite,
+)
 from nextvit_deploy.request import Request, check_names, engine_for, notes_for, notes_on_images, spec_for
 from nextvit_exporters import graph as g
 from nextvit_exporters import to_onnx, to_tensorrt
@@ -62,7 +72,7 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         cases = v.cases_for(spec, images)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("references"):
-        references = {PRECISION_COST: original_outputs(checkpoint, cases)}
+        references = {PRECISION_COST: original_outputs(spec, checkpoint, cases)}
         passes: tuple[PassRecord, ...] = ()
         if recorded:
             references[SAME_NETWORK], passes = _reference(made, checkpoint, cases, on_step)
@@ -142,10 +152,10 @@ def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec
 
 
 def _reference(
-    made: ExportSpec, checkpoint: Checkpoint, cases: v.Cases, on_step: OnStep
-) -> tuple[v.Reference, tuple[PassRecord, ...]]:
+    made: ExportSpec, checkpoint: Checkpoint, cases: r.Cases, on_step: OnStep
+) -> tuple[r.Reference, tuple[PassRecord, ...]]:
     """PyTorch carrying the constants that the file's own spec gives."""
-    graph, passes = rewrite(made, checkpoint, on_step)
-    rounded = v.rounded_outputs(made, graph, cases)
+    graph, passes = rewrite(made, model_of(made, checkpoint), on_step)
+    rounded = r.rounded_outputs(made, graph, cases)
     g.release(graph)
     return rounded, passes

@@ -9,12 +9,13 @@ from nextvit_deploy.data import ImageSet
 from nextvit_deploy.kit.build import check_kit_place, write_kit
 from nextvit_deploy.manifest import Manifest, manifest_path
 from nextvit_deploy.outputs import check_writable
+from nextvit_deploy.references import LOGITS, artefact_inputs
 from nextvit_deploy.request import Request
 from nextvit_deploy.triton import check_triton_place, write_triton
-from nextvit_deploy.verify import Check, Verdict, artefact_inputs, overall
+from nextvit_deploy.verify import Check, Verdict, overall
 from nextvit_exporters import targets
 from nextvit_exporters.errors import UnsupportedSpec
-from nextvit_exporters.executors.base import Array
+from nextvit_exporters.executors.base import Arrays
 from nextvit_exporters.spec import ExportSpec
 
 
@@ -59,11 +60,11 @@ def withheld(request: Request, checks: Sequence[Check]) -> tuple[str, ...]:
 
 
 def hand_over(
-    request: Request, manifest: Manifest, images: ImageSet, expected: Array, on_step: Callable[[str], None]
+    request: Request, manifest: Manifest, images: ImageSet, expected: Arrays, on_step: Callable[[str], None]
 ) -> None:
     """Write the kit and the model repository that were asked for; nothing of an artefact that failed is handed on.
 
-    ``expected`` is float32 PyTorch's answer to ``images``, (N, classes). Raises OutputNotWritten.
+    ``expected`` is float32 PyTorch's answer to ``images``, (N, ...) by name. Raises OutputNotWritten.
     """
     spec, path = manifest.spec, manifest.artifact.path
     if request.engine is None or manifest.verdict is Verdict.FAILED:
@@ -74,7 +75,7 @@ def hand_over(
         on_step("write the kit")
         tolerance = target.TOLERANCES[targets.ON_DEVICE][spec.precision]
         beside = manifest_path(path)
-        write_kit(request.engine.kit, onnx, spec, inputs, expected, tolerance, manifest.as_dict(), beside)
+        write_kit(request.engine.kit, onnx, spec, inputs, expected[LOGITS], tolerance, manifest.as_dict(), beside)
     if request.engine.triton is not None:
         on_step("write the Triton model repository")
         write_triton(request.engine.triton, spec, path, onnx, spec.labels, inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from nextvit_deploy.origin import read
 from nextvit_exporters import targets
 from nextvit_exporters.errors import UnsupportedSpec
-from nextvit_exporters.files import sha256_of
+from nextvit_exporters.files import sha256_of, size_of
 from nextvit_exporters.spec import MIN_SIDE
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.complexity import count_macs, count_parameters, count_published_flops
@@ -69,7 +69,7 @@ def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: b
 def _artefact(path: Path) -> Inspection:
     saved = read(targets.of_file(path), path)
     facts: dict[str, object] = {
-        "size": f"{path.stat().st_size / 1e6:.1f} MB",
+        "size": f"{size_of(path) / 1e6:.1f} MB",
         "sha256": sha256_of(path),
         **({saved.unit: sum(saved.ops.values()), "op table": dict(saved.ops)} if saved.ops else {}),
         "computes in": saved.dtypes,

@@ -30,8 +30,8 @@ def check_writable(output: Path) -> None:
 def published(artefact: Path) -> Iterator[Path]:
     """The artefact's place in a hidden folder beside it, to write it and whatever belongs beside it.
 
-    All that is in that folder when the block succeeds takes its place beside the artefact, which comes last. On any
-    exception whatever was at those places is still there. Raises OutputNotWritten.
+    All that is in that folder when the block succeeds takes its place beside the artefact, which comes last and may be
+    a folder itself. On any exception whatever was at those places is still there. Raises OutputNotWritten.
     """
     draft = artefact.with_name(f".{artefact.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     with folder_for(artefact):
@@ -58,7 +58,7 @@ def _move(draft: Path, artefact: Path) -> None:
         for file in files:
             place = artefact.with_name(file.name)
             try:
-                if place.is_file():
+                if place.exists():
                     _keep(place, earlier / file.name)
                 moved.append(place)
                 file.replace(place)
@@ -71,7 +71,10 @@ def _move(draft: Path, artefact: Path) -> None:
 
 
 def _keep(place: Path, kept: Path) -> None:
-    """A second name for what is at ``place``, or a copy where the file system has no such thing."""
+    """A second name for what is at ``place``, or a copy where the file system has no such thing; a folder moves."""
+    if place.is_dir():
+        place.replace(kept)
+        return
     try:
         kept.hardlink_to(place)
     except OSError:
@@ -79,6 +82,8 @@ def _keep(place: Path, kept: Path) -> None:
 
 
 def _restore(place: Path, kept: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
     if kept.exists():
         kept.replace(place)
     elif place.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from torch import nn
 
+from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.handover import check_places, hand_over, withheld
@@ -22,12 +24,12 @@ from nextvit_deploy.request import Request, check_names, notes_for, notes_on_ima
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.errors import CheckpointMismatch
-from nextvit_exporters.files import sha256_of
 from nextvit_exporters.passes.base import PassRecord, run_passes
 from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
+from nextvit_models.nextvit import backbone_of
 
 OnStep = Callable[[str], None]
 _SEED: Final = 20220712
@@ -52,17 +54,21 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
-        original = original_outputs(checkpoint, cases)
-    with clock.step("certify passes"):
-        graph, passes = rewrite(spec, checkpoint, on_step)
+        model = model_of(spec, checkpoint)
+        original = original_outputs(spec, checkpoint, cases)
         del checkpoint
+    with clock.step("certify passes"):
+        graph, passes = rewrite(spec, model, on_step)
+        del model
+        spec = target.settle(spec, graph, r.graph_inputs(spec, images))
     with clock.step("PyTorch with rounded constants"):
-        rounded = v.rounded_outputs(spec, graph, cases)
+        rounded = r.rounded_outputs(spec, graph, cases)
     with published(path) as draft:
         with clock.step(f"build {request.target}"):
             module = target.lower(spec, graph)
             g.release(graph)
-            built = target.build(spec, module, draft, provenance(spec, info, passes), on_step)
+            examples = r.artefact_inputs(spec, images)
+            built = target.build(spec, module, draft, provenance(spec, info, passes), on_step, examples)
             g.release(module)
         with clock.step("verify the saved file"):
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
@@ -102,12 +108,12 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
-        references = {PRECISION_COST: original_outputs(checkpoint, cases)}
+        references = {PRECISION_COST: original_outputs(spec, checkpoint, cases)}
     passes: tuple[PassRecord, ...] = ()
     if recorded:
         with clock.step("certify passes"):
-            graph, passes = rewrite(made, checkpoint, on_step)
-            references[SAME_NETWORK] = v.rounded_outputs(made, graph, cases)
+            graph, passes = rewrite(made, model_of(made, checkpoint), on_step)
+            references[SAME_NETWORK] = r.rounded_outputs(made, graph, cases)
             g.release(graph)
         notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
     elif source != path:
@@ -115,9 +121,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
         notes = (*notes, *target.remarks(path))
-    return manifest_of(
-        spec, info, Artifact(path, sha256_of(path), path.stat().st_size), passes, saved, checks, notes, clock.seconds
-    )
+    return manifest_of(spec, info, Artifact.of(path), passes, saved, checks, notes, clock.seconds)
 
 
 def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRecord, ...], tuple[str, ...]]:
@@ -126,7 +130,7 @@ def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRe
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
     spec = spec_for(request, checkpoint)
     targets.load(spec.target).check_spec(spec)
-    passes = rewrite(spec, checkpoint, on_step)[1]
+    passes = rewrite(spec, model_of(spec, checkpoint), on_step)[1]
     return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
 
 
@@ -145,10 +149,16 @@ def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoi
     return replace(images, source=f"{len(images)} of the demo's digits")
 
 
-def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet]]) -> v.Reference:
+def model_of(spec: ExportSpec, checkpoint: Checkpoint) -> nn.Module:
+    """The classifier, or its backbone where the four feature maps are asked for."""
+    features = spec.coreml is not None and spec.coreml.head == "features"
+    return backbone_of(checkpoint.model) if features else checkpoint.model
+
+
+def original_outputs(spec: ExportSpec, checkpoint: Checkpoint, cases: r.Cases) -> r.Reference:
     """The checkpoint's own float32 answers; raises CheckpointMismatch when they hold NaN or infinity."""
-    reference = v.original_outputs(checkpoint.model, cases)
-    if not all(np.isfinite(output).all() for output in reference.outputs):
+    reference = r.original_outputs(spec, model_of(spec, checkpoint), cases)
+    if not all(np.isfinite(output).all() for outputs in reference.outputs for output in outputs.values()):
         raise CheckpointMismatch(
             f"{checkpoint.name}: PyTorch itself answers NaN or infinity on these images, so no export of it can be "
             "verified; check the weights, and the preprocessing that goes with them"
@@ -156,9 +166,7 @@ def original_outputs(checkpoint: Checkpoint, cases: Iterable[tuple[str, ImageSet
     return reference
 
 
-def rewrite(
-    spec: ExportSpec, checkpoint: Checkpoint, on_step: OnStep
-) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
+def rewrite(spec: ExportSpec, model: nn.Module, on_step: OnStep) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
     """Trace the model, apply the target's passes, and return the graph and the certified table.
 
     Each pass is certified on one image of at most 191 pixels a side, with the remainder by 128 of the spec's
@@ -171,7 +179,7 @@ def rewrite(
     elif spec.dynamic_batch:
         sizes.append((2, *sizes[0][1:]))
     return run_passes(
-        g.trace(checkpoint.model),
+        g.trace(model),
         targets.load(spec.target).passes_for(spec),
         [_probe(spec, *size) for size in sizes],
         lambda name: on_step(f"certify {name}"),

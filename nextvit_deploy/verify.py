@@ -8,49 +8,32 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
-from torch import fx, nn
 
 from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, noise_images
-from nextvit_exporters import graph as g
+from nextvit_deploy.references import LOGITS, Cases, Reference, artefact_inputs, expected_of
 from nextvit_exporters import targets
+from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import DeployError, MissingExtra, NotExecutable, VerificationFailed
-from nextvit_exporters.executors.base import Array, Executor
+from nextvit_exporters.executors.base import Array, Arrays, Executor, Observant
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
-from nextvit_exporters.spec import ExportSpec, InputKind, Precision, Tolerance
-
-_OUTPUT: Final = "logits"
-_AT_A_TIME: Final = 4
-"""Images per PyTorch batch: enough to be quick, little enough to leave peak memory alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What is right: who says so, and its outputs, one array for each case."""
-
-    against: str
-    outputs: Sequence[Array]
-
+from nextvit_exporters.spec import ExportSpec, Tolerance
 
 _MOST: Final = 32
 """Images of the largest batch that is verified on."""
 _NOT_RUN: Final = (NotExecutable, MissingExtra)
 """Errors that say nothing of an artefact."""
 
-Cases = Sequence[tuple[str, ImageSet]]
-"""Inputs to verify on, each with its name."""
-
-Answer = list[Array] | DeployError
-"""An executor's outputs, one per case, or why it could not run."""
+Answer = list[dict[str, Array]] | DeployError
+"""An executor's outputs by name for each case, or why it could not run."""
 
 
 class Verdict(str, Enum):
@@ -66,10 +49,10 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the artefact calls its input and its output."""
+    """What the artefact calls its input and its one output; None for outputs that are named as PyTorch's are."""
 
     input: str
-    output: str
+    output: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +67,22 @@ class Check:
     verdict: Verdict
     why: str
     comparisons: tuple[Comparison, ...]
+    findings: Mapping[str, object] = field(default_factory=dict)
+    """What the executor noticed on the way, by name; JSON-ready, told once for all inputs."""
 
 
 def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet], ...]:
     """The inputs to verify on: the images, and for open axes noise at other sizes, an odd one among them.
 
-    An engine is verified at the ends of its ranges and between them.
+    An engine is verified at the ends of its ranges and between them, a Core ML package so too, or at every size it
+    enumerates.
     """
     cases = [(images.source, images)]
     h, w = spec.height, spec.width
     if spec.engine is not None:
         return (*cases, *_cases_in(spec.engine, images))
+    if spec.coreml is not None:
+        return (*cases, *_cases_of(spec.coreml, images, spec.batch))
     if spec.dynamic_batch:
         cases.append(("noise, batch 3", _noise(images, 3, h, w)))
     if spec.dynamic_size:
@@ -118,38 +106,14 @@ def _cases_in(engine: EngineSpec, images: ImageSet) -> Iterator[tuple[str, Image
         yield f"noise, {height}x{width}", _noise(images, engine.batch.minimum, height, width)
 
 
-def artefact_inputs(spec: ExportSpec, images: ImageSet) -> Array:
-    """The images as the artefact wants them: (N, 3, H, W) normalised, in ``spec.io``, or raw float32 or uint8.
-
-    Where it reads ``uint8-nhwc``, (N, H, W, 3).
-    """
-    if spec.input is InputKind.NORMALIZED:
-        return images.normalised().astype(np.float16 if spec.io is Precision.FP16 else np.float32, copy=False)
-    if spec.input is InputKind.UINT8_NHWC:
-        return np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1))
-    return images.pixels if spec.input is InputKind.UINT8 else images.pixels.astype(np.float32)
-
-
-def predict(model: nn.Module, inputs: Array) -> Array:
-    """PyTorch's output for ``inputs``, a few images at a time; one (N, ...) array."""
-    parts = [
-        g.execute(model, torch.tensor(inputs[i : i + _AT_A_TIME]))[0].numpy()  # a copy: pictures are read-only
-        for i in range(0, len(inputs), _AT_A_TIME)
-    ]
-    return np.concatenate(parts)
-
-
-def original_outputs(model: nn.Module, cases: Iterable[tuple[str, ImageSet]]) -> Reference:
-    """The checkpoint's own float32 answers."""
-    return Reference("PyTorch float32", [predict(model, images.normalised()) for _, images in cases])
-
-
-def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> Reference:
-    """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
-    reference = targets.load(spec.target).reference(spec, graph)
-    outputs = [predict(reference, _widened(artefact_inputs(spec, images))) for _, images in cases]
-    g.release(reference)
-    return Reference(f"PyTorch, {spec.precision} constants", outputs)
+def _cases_of(asked: CoreMLSpec, images: ImageSet, batch: int) -> Iterator[tuple[str, ImageSet]]:
+    """Noise at the further sizes of a package: all that are enumerated, or the ends of its range and an odd one."""
+    sizes = list(asked.sizes)
+    if asked.flexible is not None:
+        low, high = asked.flexible
+        sizes = [(low, low), (low + 1, high), ((low + high) // 2 | 1, low), (high, high)]
+    for height, width in dict.fromkeys(sizes):
+        yield f"noise, {height}x{width}", _noise(images, batch, height, width)
 
 
 def onnx_outputs(spec: ExportSpec, path: Path, cases: Cases, names: Names) -> Reference:
@@ -175,20 +139,31 @@ def verify(
     verdict.
     """
     checks: list[Check] = []
-    answers: dict[str, Answer] = {}
+    answers: dict[tuple[str, str], Answer] = {}
     target = targets.load(spec.target)
     for question, executor in target.executors(spec, path).items():
-        tolerance = target.TOLERANCES[question][spec.precision]
-        reference = references.get(targets.PRECISION_COST if question == targets.ON_DEVICE else question)
-        against = reference.against if reference else f"PyTorch, {spec.precision} constants"
+        on_device = question.startswith(targets.ON_DEVICE)
+        reference = references.get(question if question == targets.SAME_NETWORK else targets.PRECISION_COST)
+        against = reference.against if reference else f"PyTorch, {spec.numbers} constants"
         blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
         if reference is None:
             checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
             continue
-        if executor.mode not in answers:
-            answers[executor.mode] = _execute(spec, executor, cases, names)
-        checks += _judge(answers[executor.mode], cases, reference.outputs, tolerance, blank)
+        key = executor.name, executor.mode
+        if key not in answers:
+            answers[key] = _execute(spec, executor, cases, names)
+        answer = answers[key]
+        if isinstance(answer, DeployError):
+            checks.append(_unanswered(answer, blank))
+            continue
+        expected = expected_of(reference, answer, on_device=on_device)
+        judged = _judge(answer, cases, expected, target.tolerance_for(spec, question), blank)
+        checks += [replace(judged[0], findings=_findings(executor)), *judged[1:]]
     return tuple(checks)
+
+
+def _findings(executor: Executor) -> Mapping[str, object]:
+    return executor.findings if isinstance(executor, Observant) else {}
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -207,25 +182,28 @@ def _execute(spec: ExportSpec, executor: Executor, cases: Cases, names: Names) -
         return error
 
 
+def _unanswered(error: DeployError, blank: Check) -> Check:
+    """Not verified where the artefact could not be executed, failed where it was and broke down."""
+    verdict = Verdict.NOT_VERIFIED if isinstance(error, _NOT_RUN) else Verdict.FAILED
+    return replace(blank, verdict=verdict, why=str(error))
+
+
 def _judge(
-    answer: Answer,
+    answer: Sequence[Arrays],
     cases: Cases,
-    expected: Sequence[Array],
+    expected: Sequence[Arrays],
     tolerance: Tolerance,
     blank: Check,
 ) -> list[Check]:
-    if isinstance(answer, DeployError):
-        verdict = Verdict.NOT_VERIFIED if isinstance(answer, _NOT_RUN) else Verdict.FAILED
-        return [replace(blank, verdict=verdict, why=str(answer))]
     return [
         _judge_case(actual, want, tolerance, replace(blank, inputs=name))
         for (name, _), actual, want in zip(cases, answer, expected, strict=True)
     ]
 
 
-def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Check) -> Check:
+def _judge_case(actual: Arrays, expected: Arrays, tolerance: Tolerance, blank: Check) -> Check:
     try:
-        comparisons = compare({_OUTPUT: actual}, {_OUTPUT: expected}, tolerance)
+        comparisons = compare(actual, expected, tolerance)
     except DeployError as error:
         return replace(blank, verdict=Verdict.FAILED, why=str(error))
     wrong = [str(c) for c in comparisons if not c]
@@ -233,19 +211,20 @@ def _judge_case(actual: Array, expected: Array, tolerance: Tolerance, blank: Che
     return replace(blank, verdict=verdict, why="; ".join(wrong), comparisons=comparisons)
 
 
-def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Names) -> Array:
+def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Names) -> dict[str, Array]:
     """Feed a static batch in full: the last one is filled up by repeating images, and cut again.
 
     Raises VerificationFailed when the artefact returns something else than one row for each image.
     """
     batch = _batch_for(spec, len(inputs))
-    parts: list[Array] = []
+    parts: list[dict[str, Array]] = []
     for start in range(0, len(inputs), batch):
         chunk = inputs[start : start + batch]
         missing = batch - len(chunk)
         filled = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)]) if missing else chunk
-        parts.append(_rows(executor, names, np.ascontiguousarray(filled))[: len(chunk)])
-    return np.concatenate(parts)
+        rows = _rows(executor, names, np.ascontiguousarray(filled))
+        parts.append({name: row[: len(chunk)] for name, row in rows.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _batch_for(spec: ExportSpec, images: int) -> int:
@@ -257,19 +236,16 @@ def _batch_for(spec: ExportSpec, images: int) -> int:
     return min(max(images, spec.engine.batch.minimum), spec.engine.batch.maximum)
 
 
-def _rows(executor: Executor, names: Names, inputs: Array) -> Array:
+def _rows(executor: Executor, names: Names, inputs: Array) -> dict[str, Array]:
     outputs = executor.run({names.input: inputs})
-    if names.output not in outputs:
-        raise VerificationFailed(f"the file returns {', '.join(outputs)}, not '{names.output}'")
-    output = outputs[names.output]
-    if output.shape[:1] != (len(inputs),):
-        raise VerificationFailed(f"the file returns shape {output.shape} for {len(inputs)} images")
-    return output
-
-
-def _widened(inputs: Array) -> Array:
-    """FP16 inputs in float32, the arithmetic of the reference."""
-    return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs
+    if names.output is not None:
+        if names.output not in outputs:
+            raise VerificationFailed(f"the file returns {', '.join(outputs)}, not '{names.output}'")
+        outputs = {LOGITS: outputs[names.output]}
+    for output in outputs.values():
+        if output.shape[:1] != (len(inputs),):
+            raise VerificationFailed(f"the file returns shape {output.shape} for {len(inputs)} images")
+    return outputs
 
 
 def _noise(images: ImageSet, count: int, height: int, width: int) -> ImageSet:

@@ -80,10 +80,14 @@ class CoreMLSpec:
             raise UnsupportedSpec(f"{self.flexible[0]}:{self.flexible[1]} is no range of sizes; write MIN:MAX")
 
     @property
+    def compression(self) -> str | None:
+        """``w8a8`` for weights and activations in int8, else how weights are compressed; None where nothing is."""
+        return "w8a8" if self.activations else self.weights
+
+    @property
     def stem(self) -> str:
         """What of it goes into the file name."""
-        compressed = "w8a8" if self.activations else self.weights
-        return f"ios{self.ios}" + (f"_{compressed}" if compressed else "")
+        return "_".join(each for each in (f"ios{self.ios}", self.compression) if each is not None)
 
     def sizes_in_name(self, own: str) -> str:
         """What the file name says of sizes: ``64-96`` for a range, ``64+96`` for enumerated ones; ``own`` comes first.

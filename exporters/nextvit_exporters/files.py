@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nextvit_models.files import atomic_path, atomic_write, not_written, sha256_of
+from nextvit_models.files import atomic_path, atomic_write, not_written, sha256_of, size_of
 
-__all__ = ["atomic_path", "atomic_write", "not_written", "sha256_of"]
+__all__ = ["atomic_path", "atomic_write", "not_written", "sha256_of", "size_of"]

@@ -11,6 +11,7 @@ from typing import Final
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.files import sha256_of, size_of
 from nextvit_models.preprocessing import Preprocessing
 
 MIN_SIDE: Final = 32
@@ -122,6 +123,12 @@ class ExportSpec:
         return f"{size}dyn" if self.dynamic_size else size, "bdyn" if self.dynamic_batch else f"b{self.batch}"
 
     @property
+    def numbers(self) -> str:
+        """What constants are stored in: the precision, and how weights are compressed."""
+        compressed = None if self.coreml is None else self.coreml.compression
+        return str(self.precision) if compressed is None else f"{self.precision}, {compressed}"
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """The shape the artefact is built at: (B, 3, H, W), or (B, H, W, 3) where it reads that."""
         return self.shape_at((self.batch, self.height, self.width))
@@ -176,9 +183,14 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file that exists; the hash was taken after the last write."""
+    """A file or folder that exists; the hash was taken after the last write."""
 
     path: Path
     sha256: str
     size: int
     """Bytes."""
+
+    @classmethod
+    def of(cls, path: Path) -> Artifact:
+        """What is at ``path`` now."""
+        return cls(path, sha256_of(path), size_of(path))

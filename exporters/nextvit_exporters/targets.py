@@ -14,13 +14,15 @@ from nextvit_exporters.spec import Artifact, ExportSpec, Precision, Tolerance
 if TYPE_CHECKING:
     from torch import fx
 
-    from nextvit_exporters.executors.base import Executor
+    from nextvit_exporters.executors.base import Array, Executor
     from nextvit_exporters.passes.base import Pass
 
 SAME_NETWORK = "same network"
 """Is it the same network? The saved constants in exact arithmetic."""
 PRECISION_COST = "precision cost"
 """What does the precision cost? The stored precision, rounding included."""
+COST_AT_WORST = "precision cost, at worst"
+"""The same where the hardware rounds its running sums too."""
 ON_DEVICE = "on the device"
 """The same question to the real runtime, where it is there."""
 
@@ -55,8 +57,8 @@ class Target(Protocol):
         ...
 
     @property
-    def OUTPUT(self) -> str:  # noqa: N802 - a module's constant
-        """Name of the artefact's output."""
+    def OUTPUT(self) -> str | None:  # noqa: N802 - a module's constant
+        """Name of the artefact's output, which holds logits; None where the spec decides what there is."""
         ...
 
     @property
@@ -82,6 +84,17 @@ class Target(Protocol):
         """The passes with what ``spec`` adds and leaves out."""
         ...
 
+    def tolerance_for(self, spec: ExportSpec, question: str) -> Tolerance:
+        """The tolerance of a question that ``executors`` asks."""
+        ...
+
+    def settle(self, spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSpec:
+        """``spec`` with what only the graph on real images tells.
+
+        ``graph`` is the float64 graph behind the passes, ``examples`` are images as it reads them.
+        """
+        ...
+
     def lower(self, spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
         """The float64 graph in the numbers the artefact will hold."""
         ...
@@ -97,12 +110,13 @@ class Target(Protocol):
         path: Path,
         provenance: Mapping[str, object],
         on_step: Callable[[str], None],
+        examples: Array | None = None,
     ) -> Artifact:
-        """Write the artefact, whole or not at all."""
+        """Write the artefact, whole or not at all; ``examples`` are images as it reads them, to calibrate on."""
         ...
 
     def source(self, path: Path) -> Path:
-        """The ONNX file that an artefact is, or was made from.
+        """The artefact in a form that any reader takes: itself, or the ONNX file that it was made from.
 
         Raises NotExecutable where it isn't there, BuildFailed where it is another artefact's.
         """

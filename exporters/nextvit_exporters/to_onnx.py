@@ -22,8 +22,9 @@ from torch import fx
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
+from nextvit_exporters.executors.base import Array
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
-from nextvit_exporters.files import atomic_write, sha256_of
+from nextvit_exporters.files import atomic_write
 from nextvit_exporters.onnx_names import name_nodes, strip_provenance
 from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
 from nextvit_exporters.passes.base import Pass
@@ -106,6 +107,17 @@ def input_passes(spec: ExportSpec) -> tuple[Pass, ...]:
     return (NormalizeInput(mean, std, uint8=spec.input.is_uint8, channels_last=last),)
 
 
+def tolerance_for(spec: ExportSpec, question: str) -> Tolerance:
+    """By question and precision alone."""
+    return TOLERANCES[question][spec.precision]
+
+
+def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSpec:
+    """Nothing to settle."""
+    del graph, examples
+    return spec
+
+
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     """The float64 graph in the numbers the file will hold, rounded once.
 
@@ -130,12 +142,14 @@ def build(
     path: Path,
     provenance: Mapping[str, object],
     on_step: Callable[[str], None],
+    examples: Array | None = None,
 ) -> Artifact:
     """Write ``module``, as ``lower`` left it, to ``path``, whole or not at all.
 
     ``provenance`` goes into the file's metadata; it must not hold anything that differs between two runs. Raises
     BuildFailed when torch, onnx-simplifier or the ONNX checker refuses, or a dtype read back is not what was asked.
     """
+    del examples
     on_step("torch.onnx export")
     model = _to_proto(spec, module)
     name_nodes(model)
@@ -151,7 +165,7 @@ def build(
     _describe(model, spec, provenance)
     _check(model)
     atomic_write(path, model.SerializeToString(deterministic=True))
-    return Artifact(path, sha256_of(path), path.stat().st_size)
+    return Artifact.of(path)
 
 
 def source(path: Path) -> Path:

@@ -21,7 +21,7 @@ from nextvit_exporters.cuda.driver import probe_driver
 from nextvit_exporters.cuda.loading import check_device, check_version
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import BuildFailed, MissingExtra, NotExecutable, UnsupportedSpec
-from nextvit_exporters.executors.base import Executor
+from nextvit_exporters.executors.base import Array, Executor
 from nextvit_exporters.executors.tensorrt_device import TensorRTDevice
 from nextvit_exporters.executors.tensorrt_network import Mode, TensorRTNetwork
 from nextvit_exporters.files import atomic_write, sha256_of
@@ -135,6 +135,17 @@ def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     return (*(each for each in paying if each.name not in spec.skip), *to_onnx.input_passes(spec))
 
 
+def tolerance_for(spec: ExportSpec, question: str) -> Tolerance:
+    """By question and precision alone."""
+    return TOLERANCES[question][spec.precision]
+
+
+def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSpec:
+    """Nothing to settle."""
+    del graph, examples
+    return spec
+
+
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     """As the ONNX target does; raises UnsupportedSpec for INT8, which comes as a quantized ONNX file."""
     if spec.precision is Precision.INT8:
@@ -153,8 +164,10 @@ def build(
     path: Path,
     provenance: Mapping[str, object],
     on_step: Callable[[str], None],
+    examples: Array | None = None,
 ) -> Artifact:
     """Write the ONNX file, the engine built from it and the builder's log; raises BuildFailed or UnsupportedSpec."""
+    del examples
     to_onnx.build(spec, module, onnx_of(path), provenance, on_step)
     return assemble(spec, path, on_step)
 
@@ -178,7 +191,7 @@ def assemble(spec: ExportSpec, path: Path, on_step: Callable[[str], None]) -> Ar
     atomic_write(path, built.data)
     if cache is not None and built.timing_cache is not None:
         atomic_write(cache, built.timing_cache)
-    artifact = Artifact(path, sha256_of(path), path.stat().st_size)
+    artifact = Artifact.of(path)
     _write_log(path, built, Origin(artifact.sha256, sha256_of(model), spec.precision, spec.engine))
     return artifact
 

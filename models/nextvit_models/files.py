@@ -67,12 +67,25 @@ def not_written(path: Path, error: OSError) -> Exception:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    """SHA-256 of a file's bytes, 64 hexadecimal digits; of a folder that of its files' paths and hashes, by name."""
     digest = hashlib.sha256()
+    if path.is_dir():
+        for each in _files(path):
+            digest.update(f"{sha256_of(each)}  {each.relative_to(path).as_posix()}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path)) if path.is_dir() else path.stat().st_size
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.rglob("*") if each.is_file())
 
 
 def _is_about(error: OSError, sibling: Path, path: Path) -> bool:

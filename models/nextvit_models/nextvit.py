@@ -82,6 +82,16 @@ class NextViTBackbone(nn.Module):
         return out
 
 
+def backbone_of(model: NextViT) -> NextViTBackbone:
+    """The classifier's own blocks as a backbone in eval mode: its four maps as each stage leaves them, unnormalised.
+
+    The modules are shared with ``model``, not copied.
+    """
+    backbone = NextViTBackbone(model.config, extra_norms=False)
+    backbone.stem, backbone.features = model.stem, model.features
+    return backbone.eval()
+
+
 def _stem(config: NextViTConfig) -> nn.Sequential:
     first, second, third = config.stem
     return nn.Sequential(

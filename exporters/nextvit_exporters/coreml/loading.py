@@ -33,6 +33,7 @@ class _Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
+        self.listeners = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         self.hear(record.getMessage())
@@ -77,6 +78,7 @@ def heard() -> Iterator[list[str]]:
     lines: list[str] = []
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(printed):
         warnings.simplefilter("always")
+        _LISTENER.listeners += 1
         try:
             yield lines
         finally:
@@ -85,4 +87,6 @@ def heard() -> Iterator[list[str]]:
             for line in printed.getvalue().splitlines():
                 _LISTENER.hear(line)
             lines += _LISTENER.lines[start:]
-            del _LISTENER.lines[start:]
+            _LISTENER.listeners -= 1
+            if not _LISTENER.listeners:  # who listens further out hears it too
+                _LISTENER.lines.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ class Executor(Protocol):
     def mode(self) -> str:
         """``exact``: saved constants in float32 arithmetic. ``emulated``: the stored precision with its rounding.
 
-        ``unrounded``: exact, with int8 steps left out too. ``device``: the real one.
+        ``unrounded``: exact, with int8 steps left out too. ``pessimistic``: emulated, with running sums rounded as
+        well. ``device``: the real one.
         """
         ...
 
@@ -40,4 +41,14 @@ class Executor(Protocol):
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Outputs by name for inputs by name."""
+        ...
+
+
+@runtime_checkable
+class Observant(Protocol):
+    """An executor that notices more than it returns."""
+
+    @property
+    def findings(self) -> Mapping[str, object]:
+        """What it noticed in all its runs, by name; JSON-ready."""
         ...

@@ -55,8 +55,8 @@ UNREADABLE: Final = ("bfloat16", "float8e4m3fn", "float8e5m2")
 """The dtypes that NumPy lacks."""
 _HEADER: Final = struct.Struct("<II")
 _ABOUT: Final = struct.Struct("<IIQQQ")
-_UNPACKED_AT_A_TIME: Final = 1 << 20
-"""Bytes; the bits of each take eight while it is unpacked."""
+_UNPACKED_AT_A_TIME: Final = 1 << 22
+"""Packed numbers, a multiple of eight; each of their bits takes a byte meanwhile."""
 
 
 def length_of(kind: TensorType) -> tuple[int, int]:
@@ -101,9 +101,8 @@ def array_of(data: bytes | memoryview, kind: TensorType) -> NDArray[Any]:
 def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """Whole numbers of ``bits`` bits, lowest first, one to a byte: uint8 of shape (count,)."""
     found = np.empty(count, np.uint8)
-    step = _UNPACKED_AT_A_TIME * 8  # whole numbers; their bits end at a byte
-    for start in range(0, count, step):
-        stop = min(start + step, count)
+    for start in range(0, count, _UNPACKED_AT_A_TIME):
+        stop = min(start + _UNPACKED_AT_A_TIME, count)
         part = packed[start * bits // 8 : -(-stop * bits // 8)]
         single = np.unpackbits(part, count=(stop - start) * bits, bitorder="little").reshape(-1, bits)
         found[start:stop] = np.packbits(single, axis=1, bitorder="little")[:, 0]

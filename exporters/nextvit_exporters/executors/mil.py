@@ -123,19 +123,17 @@ class MilReference:
             )
         probabilities = probabilities.reshape(1, -1)
         self._picked = tuple(self._labels[int(index)] for index in probabilities.argmax(1))
-        own = {name, self._program.logits}
         outputs = {each: _given_out(found[each]) for each in self._program.program.outputs if each in found}
-        outputs |= {PROBABILITIES: _given_out(probabilities)}
+        outputs[PROBABILITIES] = _given_out(probabilities)
         if self._program.logits is not None:
             outputs[LOGITS] = _given_out(found[self._program.logits])
-        return {each: values for each, values in outputs.items() if each not in own or each in {PROBABILITIES, LOGITS}}
+        return outputs
 
     def _fed(self, package: Package, inputs: Arrays) -> dict[str, Tensor]:
         described = {feature.name: feature for feature in package.inputs}
         if set(inputs) != set(described):
             names = (", ".join(sorted(each)) for each in (described, inputs))
             raise UnsupportedSpec("{} reads {}, not {}".format(package.path.name, *names))
-        read = _picture if package.inputs else _tensor
         fed = {}
         for name, feature in described.items():
             read = _picture if feature.kind == "image" else _tensor

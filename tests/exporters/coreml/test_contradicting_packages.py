@@ -90,6 +90,12 @@ def described_functions(model: Any) -> None:
         model.description.functions.add(name=name)
 
 
+def in_place(model: Any) -> Any:
+    """The value of a constant of four int32 in place: a convolution's padding."""
+    (name,) = (each.name for each in first(model, "conv").inputs["pad"].arguments)
+    return next(each for each in block(model).operations if each.outputs[0].name == name).attributes["val"]
+
+
 def two_sizes(model: Any) -> None:
     sizes = model.description.input[0].type.imageType.enumeratedSizes.sizes
     for size in (16, 32):
@@ -222,6 +228,31 @@ EDITS: dict[str, Edit] = {
         lambda m: setattr(first(m, "const").outputs[0].type.tensorType, "dataType", 24),
         BuildFailed,
         "is declared another type than its value has",
+    ),
+    "a value lost": (
+        lambda m: in_place(m).immediateValue.tensor.ints.values.pop(),
+        BuildFailed,
+        "should hold 4 ints and holds 3",
+    ),
+    "a value too many": (
+        lambda m: in_place(m).immediateValue.tensor.ints.values.append(1),
+        BuildFailed,
+        "should hold 4 ints and holds 5",
+    ),
+    "values of another dtype": (
+        lambda m: in_place(m).immediateValue.tensor.floats.values.extend([1.0] * 4),
+        BuildFailed,
+        "is declared int32 and holds floats",
+    ),
+    "a dtype that NumPy lacks": (
+        lambda m: setattr(in_place(m).type.tensorType, "dataType", 13),
+        NotExecutable,
+        "is of dtype bfloat16, which can't be read here",
+    ),
+    "an open axis": (
+        lambda m: in_place(m).type.tensorType.dimensions[0].unknown.SetInParent(),
+        BuildFailed,
+        "is a constant with an open axis",
     ),
     "constant elsewhere": (
         stray_blob("@model_path/../../x"),

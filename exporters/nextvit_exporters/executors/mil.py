@@ -29,7 +29,7 @@ from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.errors import NotExecutable, UnsupportedSpec, VerificationFailed
 from nextvit_exporters.executors.base import Array, Arrays
 from nextvit_exporters.executors.mil_ops import SUMS_OF_PRODUCTS
-from nextvit_exporters.executors.mil_program import ProgramReference
+from nextvit_exporters.executors.mil_program import ProgramReference, See
 from nextvit_exporters.executors.mil_rounding import PRODUCTS_BETWEEN_ROUNDINGS, Arithmetic
 
 if TYPE_CHECKING:
@@ -103,9 +103,19 @@ class MilReference:
         Raises UnsupportedSpec for inputs that the package is not described to take, VerificationFailed where the
         program is not what it declares or overflows float16, NotExecutable where a parameter is not known.
         """
+        return self._run(inputs, None)
+
+    def observe(self, inputs: Arrays, see: See) -> None:
+        """Run, and call ``see`` with the name and value of every input and every result while it is there.
+
+        Nothing is kept longer than for ``run``, which says what is raised.
+        """
+        self._run(inputs, see)
+
+    def _run(self, inputs: Arrays, see: See | None) -> dict[str, Array]:
         if self._package is None or self._program is None:
             raise RuntimeError("the executor is closed; use it in a with statement")
-        found = self._program.run(self._fed(self._package, inputs))
+        found = self._program.run(self._fed(self._package, inputs), see)
         if self._meter is not None:
             self._meter.runs += 1
         classifier = self._program.classifier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from nextvit_exporters.executors.mil_ops import OPERATIONS, STORED_BEFORE
 from nextvit_exporters.executors.mil_rounding import FLOATS, INTEGERS, Arithmetic
 
 CLASSIFY: Final = "classify"
+See = Callable[[str, Tensor], None]
 _LOGITS_THROUGH: Final = frozenset({"cast", "reshape", "squeeze", "expand_dims", "identity"})
 
 
@@ -57,9 +58,10 @@ class ProgramReference:
         self._steps = self._schedule()
 
     @torch.inference_mode()
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor], see: See | None = None) -> dict[str, Tensor]:
         """The tensors of ``outputs``, by name, for the program's inputs; real ones in the arithmetic's type.
 
+        ``see`` is called with the name and value of each input and each result, as soon as it is there.
         Raises VerificationFailed where a result is not what is declared, where an operation can't be executed on what
         it reads, or where float16 overflows; NotExecutable where an operation has a parameter that is not known.
         """
@@ -69,8 +71,13 @@ class ProgramReference:
                 raise VerificationFailed(f"the program reads {name}, which was not given")
             agrees(f"input {name}", tuple(inputs[name].shape), Output(name, kind))
             values[name] = self.arithmetic.store(inputs[name], kind.dtype)
+            if see is not None:
+                see(name, values[name])
         for step in self._steps:
             self._execute(step, values)
+            if see is not None:
+                for output in step.operation.outputs:
+                    see(output.name, values[output.name])
             for gone in step.done:
                 del values[gone]
         return {name: self._kept(name, values) for name in self.outputs}

@@ -132,12 +132,6 @@ def test_a_weight_of_exactly_the_threshold_is_left_alone() -> None:
     assert compressible(traced) == ("2",)
 
 
-def test_kept_modules_are_rounded_only(graph: fx.GraphModule) -> None:
-    compressed, losses = compress_graph(graph, "lut4", keep=("proj_head.0",))
-    assert "proj_head.0" not in {loss.module for loss in losses}
-    assert np.array_equal(weights_of(compressed, "proj_head.0"), weights_of(round_constants(graph), "proj_head.0"))
-
-
 def test_tables_are_converted_as_they_are_and_int8_from_rounded_weights(graph: fx.GraphModule) -> None:
     compressed, _ = compress_graph(graph, "lut6")
     assert for_conversion(graph, compressed, "lut6") is compressed

@@ -35,22 +35,19 @@ Packer = Callable[[NDArray[np.float16]], tuple[NDArray[np.float16], NDArray[np.u
 def compress_weights(model: Any, scheme: str) -> Any:
     """A coremltools MLModel with its FP16 weights of more than ``THRESHOLD`` elements compressed; ``model`` stays.
 
-    Weights kept in float32 stay as they are. Raises UnsupportedSpec for an unknown scheme, and where the model is for
-    iOS 15 or holds no such weight; InvariantError for a weight of more values than the table has; BuildFailed where
-    coremltools refuses or leaves a weight out.
+    Raises UnsupportedSpec for an unknown scheme, and where the model is for iOS 15 or has such a weight in float32;
+    InvariantError for a weight of more values than the table has; BuildFailed where coremltools refuses or leaves a
+    weight out.
     """
     if scheme not in WEIGHTS:
         raise UnsupportedSpec(f"there is no weight compression {scheme}; choose one of {', '.join(WEIGHTS)}")
     spec = model.get_spec()
     if spec.specificationVersion < SPECIFICATION[OLDEST_FOR_WEIGHTS]:
         raise UnsupportedSpec(f"{scheme} weights need iOS {OLDEST_FOR_WEIGHTS}; ask for --ios 16 or more")
-    if not _weights(spec, half=True):
-        raise UnsupportedSpec(f"there is no FP16 weight of more than {THRESHOLD} numbers for {scheme}; ask for fp16")
+    if other := _weights(spec, half=False):
+        raise UnsupportedSpec(f"the weight {other[0]} is in float32, and {scheme} decompresses to FP16; ask for fp16")
     run, chosen = _method(scheme)
-    names = dict.fromkeys(_weights(spec, half=False))  # op_name_configs: None leaves a constant as it is
-    config = part("optimize.coreml").OptimizationConfig(
-        op_type_configs=dict.fromkeys(WEIGHTED, chosen), op_name_configs=names
-    )
+    config = part("optimize.coreml").OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED, chosen))
     with heard() as said, redirect_stderr(StringIO()):  # where its progress bars go
         try:
             compressed = run(model, config)

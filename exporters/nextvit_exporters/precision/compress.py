@@ -18,7 +18,7 @@ against the float64 weight that it came from; one that moved further than its sc
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,22 +62,17 @@ class Loss:
     bound: float
 
 
-def compress_graph(
-    graph: fx.GraphModule, scheme: str, *, keep: Collection[str] = ()
-) -> tuple[fx.GraphModule, tuple[Loss, ...]]:
+def compress_graph(graph: fx.GraphModule, scheme: str) -> tuple[fx.GraphModule, tuple[Loss, ...]]:
     """A float32 copy of a float64 graph that carries exactly the constants of its compressed package, and the losses.
 
-    Modules named in ``keep`` get FP16 constants like all others, and are not compressed. Raises InvariantError naming
-    the module whose weights FP16 or the scheme can't hold or whose W' is further from W than the scheme's bound, and
-    UnsupportedSpec for an unknown scheme.
+    Raises InvariantError naming the module whose weights FP16 or the scheme can't hold or whose W' is further from W
+    than the scheme's bound, and UnsupportedSpec for an unknown scheme.
     """
     if scheme not in WEIGHTS:
         raise UnsupportedSpec(f"there is no weight compression {scheme}; choose one of {', '.join(WEIGHTS)}")
     result = round_constants(graph)
     losses = []
     for name in compressible(graph):
-        if name in keep:
-            continue
         rounded = copy.copy(result.get_submodule(name))
         weight = rounded.get_parameter("weight").detach().numpy().astype(np.float16)
         _check_range(name, scheme, weight)

@@ -17,7 +17,7 @@ from nextvit_deploy.manifest import Manifest
 from nextvit_deploy.verify import Check, Verdict
 from nextvit_exporters.passes.base import TOGETHER, PassRecord
 
-_STYLE = {Verdict.VERIFIED: "green", Verdict.FAILED: "red", Verdict.NOT_VERIFIED: "yellow"}
+STYLE = {Verdict.VERIFIED: "green", Verdict.FAILED: "red", Verdict.NOT_VERIFIED: "yellow"}
 
 
 def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> None:
@@ -46,17 +46,17 @@ def show_notes(console: Console, notes: Iterable[str]) -> None:
 
 def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool) -> None:
     """The certified table; refused matches with ``verbose``."""
-    table = _table("Passes, each executed before and after")
-    table.add_column("pass", no_wrap=True)
+    shown = table("Passes, each executed before and after")
+    shown.add_column("pass", no_wrap=True)
     for name in ("rewrites", "nodes", "params", "work", "float64", "float32"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("", no_wrap=True)
     for each in passes:
         certified = "[green]certified[/]" if each.certified else "[red]rolled back[/]"
         before, after = each.parameters
         if each.name == TOGETHER:
-            table.add_section()
-        table.add_row(
+            shown.add_section()
+        shown.add_row(
             each.name,
             str(each.rewrites),
             _change(each.nodes),
@@ -66,7 +66,7 @@ def show_passes(console: Console, passes: Iterable[PassRecord], *, verbose: bool
             f"{each.error_float32:.0e}",
             certified if each.rewrites else "[dim]no match[/]",
         )
-    console.print(table)
+    console.print(shown)
     if verbose:
         for each in passes:
             for refusal in each.refused:
@@ -82,7 +82,7 @@ def show_ops(console: Console, ops: Mapping[str, int], unit: str, dtypes: str) -
 def show_device(console: Console, device: Mapping[str, Any]) -> None:
     """What a kit found on its GPU, on a few lines; what it could not measure is left out."""
     verdict = Verdict(device["verdict"])
-    console.print(f"on the device: [{_STYLE[verdict]}]{verdict}[/] {escape(device['why'])}", soft_wrap=True)
+    console.print(f"on the device: [{STYLE[verdict]}]{verdict}[/] {escape(device['why'])}", soft_wrap=True)
     if "gpu" not in device:
         return
     gpu, seen, times = device["gpu"], device["comparison"], device["latency_ms"]
@@ -117,19 +117,19 @@ def _show_question(console: Console, question: str, checks: list[Check]) -> None
     """What was asked of whom, and one row for each set of inputs."""
     first = checks[0]
     title = f"{question}: {first.executor} ({first.mode}) against {first.against}"
-    table = _table(escape(title))
-    table.add_column("inputs", overflow="fold")
+    shown = table(escape(title))
+    shown.add_column("inputs", overflow="fold")
     for name in ("max|d|", "rel. rms", "allowed", "SQNR", "top-1", "can flip", "verdict"):
-        table.add_column(name, justify="right", no_wrap=True)
+        shown.add_column(name, justify="right", no_wrap=True)
     for check in checks:
-        table.add_row(*_row(check))
-    console.print(table)
+        shown.add_row(*_row(check))
+    console.print(shown)
     for why in dict.fromkeys(check.why for check in checks if check.why):
         console.print(f"  {escape(why)}", soft_wrap=True)
 
 
 def _row(check: Check) -> tuple[str, ...]:
-    verdict = f"[{_STYLE[check.verdict]}]{check.verdict}[/]"
+    verdict = f"[{STYLE[check.verdict]}]{check.verdict}[/]"
     if not check.comparisons:
         return (escape(check.inputs), *[""] * 6, verdict)
     worst = max(check.comparisons, key=lambda c: c.relative_rms)
@@ -145,7 +145,8 @@ def _row(check: Check) -> tuple[str, ...]:
     )
 
 
-def _table(title: str) -> Table:
+def table(title: str) -> Table:
+    """An empty table in the house style."""
     return Table(
         title=title,
         title_justify="left",

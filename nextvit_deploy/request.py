@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from nextvit_exporters import targets
+from nextvit_exporters.coreml_spec import About, CoreMLSpec
 from nextvit_exporters.engine_spec import ONE, EngineSpec, Range
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.opsets import CONSUMERS, TENSORRT_OPSET, opset_for
@@ -38,6 +39,27 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreMLRequest:
+    """What is asked of Core ML beyond the graph.
+
+    ``sizes`` are all enumerated sizes, (height, width), the first of which is the package's own where no size is given.
+    ``labels`` is a file of one class name a line, ``swift`` the folder of a self-test for the app. Without ``audit``
+    nothing is kept in float32.
+    """
+
+    ios: int = 16
+    head: str = "classify"
+    sizes: tuple[tuple[int, int], ...] = ()
+    flexible: tuple[int, int] | None = None
+    weights: str | None = None
+    activations: str | None = None
+    audit: bool = True
+    about: About = field(default_factory=About)
+    labels: Path | None = None
+    swift: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images).
 
@@ -63,6 +85,7 @@ class Request:
     io: Precision = Precision.FP32
     pass_set: str | None = None
     engine: EngineRequest | None = None
+    coreml: CoreMLRequest | None = None
     said: tuple[str, ...] = ()
     """What was assumed on the way here, to be told with the rest."""
 
@@ -79,6 +102,17 @@ def with_engine(request: Request, engine: EngineRequest) -> Request:
         dynamic_batch=not batch.fixed,
         dynamic_size=size is not None and not (size[0].fixed and size[1].fixed),
         engine=engine,
+    )
+
+
+def with_coreml(request: Request, asked: CoreMLRequest) -> Request:
+    """``request`` for the Core ML target, with what follows from the sizes that are asked for."""
+    return replace(
+        request,
+        target="coreml",
+        size=request.size or (asked.sizes[0] if asked.sizes else None),
+        dynamic_size=bool(asked.sizes or asked.flexible),
+        coreml=asked,
     )
 
 
@@ -102,6 +136,7 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
     side = checkpoint.preprocessing.image_size
     height, width = request.size or (side, side)
     engine = None if request.engine is None else engine_for(request.engine, (height, width))
+    asked = request.coreml
     return ExportSpec(
         model=checkpoint.model.config.name,
         num_classes=checkpoint.num_classes,
@@ -112,7 +147,7 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
         batch=request.batch,
         opset=opset_for(request.consumer, request.opset),
         preprocessing=checkpoint.preprocessing,
-        labels=checkpoint.labels,
+        labels=checkpoint.labels if asked is None or asked.labels is None else read_labels(asked.labels),
         input=request.input,
         dynamic_batch=request.dynamic_batch,
         dynamic_size=request.dynamic_size,
@@ -122,7 +157,33 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
         io=request.io,
         pass_set=request.pass_set,
         engine=engine,
+        coreml=None if asked is None else coreml_for(asked, (height, width)),
     )
+
+
+def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
+    """What is asked of Core ML; ``size`` is (height, width), the package's own."""
+    return CoreMLSpec(
+        ios=request.ios,
+        head=request.head,
+        sizes=tuple(dict.fromkeys(each for each in request.sizes if each != size)),
+        flexible=request.flexible,
+        weights=request.weights,
+        activations=request.activations,
+        audit=request.audit,
+        about=request.about,
+    )
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names, one a line, blank lines left out; raises UnsupportedSpec where the file can't be read."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UnsupportedSpec(f"{path} can't be read: {error.strerror}; give a text file, one label a line") from error
+    except UnicodeDecodeError as error:
+        raise UnsupportedSpec(f"{path} is not text in UTF-8; give a text file, one label a line") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def engine_for(request: EngineRequest, size: tuple[int, int]) -> EngineSpec:

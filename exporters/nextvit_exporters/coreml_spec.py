@@ -38,8 +38,9 @@ class CoreMLSpec:
     """Everything beside the graph that changes a package.
 
     ``sizes`` are further enumerated sizes beside the spec's own, ``flexible`` the smallest and the largest side of a
-    range; at most one of both is given. ``keep_fp32`` names torch modules that are computed in float32 in an FP16
-    package; ``calibration`` is the fingerprint of the pictures that activation scales were taken from.
+    range; at most one of both is given. ``keep_fp32`` names the modules, and operations between them, that are computed
+    in float32 in an FP16 package; with ``audit`` they are found on images. ``calibration`` is the fingerprint of the
+    images that activation scales were taken from.
     """
 
     ios: int = 16
@@ -48,6 +49,7 @@ class CoreMLSpec:
     flexible: tuple[int, int] | None = None
     weights: str | None = None
     activations: str | None = None
+    audit: bool = True
     keep_fp32: tuple[str, ...] = ()
     calibration: str | None = None
     about: About = About()

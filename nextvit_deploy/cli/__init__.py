@@ -16,7 +16,7 @@ import typer
 
 from nextvit_deploy import __version__
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import bench, convert, looks, onnx, trt
+from nextvit_deploy.cli import bench, convert, coreml, looks, onnx, trt
 
 app = typer.Typer(
     name="nextvit-export",
@@ -28,8 +28,10 @@ app = typer.Typer(
 for _command in (
     onnx.onnx,
     trt.trt,
+    coreml.coreml,
     looks.verify,
     looks.inspect,
+    looks.lint,
     bench.bench,
     looks.passes,
     convert.convert,

@@ -13,7 +13,7 @@ from nextvit_deploy.cli.report import report
 
 
 def verify(  # noqa: PLR0913 - one parameter per option
-    artefact: Annotated[Path, typer.Argument(help="An .onnx or .engine file, or a kit.")],
+    artefact: Annotated[Path, typer.Argument(help="An .onnx or .engine file, an .mlpackage, or a kit.")],
     *,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="CKPT", help="What it was made from; the demo when left out.")
@@ -85,7 +85,7 @@ def _merge(kit: Path, verdict: Path, *, as_json: bool, quiet: bool) -> None:
 def inspect(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[ARTEFACT|CKPT]", help="An .onnx or .engine file, a checkpoint or a hub id."),
+        typer.Argument(metavar="[ARTEFACT|CKPT]", help="An .onnx, .engine or .mlpackage, a checkpoint or a hub id."),
     ] = None,
     *,
     size: o.Size = None,
@@ -105,6 +105,24 @@ def inspect(
         elif not quiet:
             with t.printing() as console:
                 show_inspection(console, found)
+
+
+def lint(package: Annotated[Path, typer.Argument(help="An .mlpackage.")], *, as_json: o.AsJson = False) -> None:
+    """Say what in a Core ML package tends to leave the Neural Engine; heuristics, each with its source."""
+    with t.guard():
+        from dataclasses import asdict
+
+        from nextvit_exporters.coreml.lint import lint as look
+        from nextvit_exporters.coreml.reader import read_package
+
+        findings = look(read_package(package))
+        if as_json:
+            t.print_json({"findings": [asdict(each) for each in findings]})
+        else:
+            from nextvit_deploy.render_coreml import show_findings
+
+            with t.printing() as console:
+                show_findings(console, package.name, findings)
 
 
 def passes(

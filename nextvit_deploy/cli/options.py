@@ -66,6 +66,23 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
+def parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    """``224,256x320,384``: several sizes, (height, width) in pixels each, in the order given."""
+    if text is None:
+        return ()
+    sizes = [parse_size(part.strip()) for part in text.split(",")]
+    return tuple(dict.fromkeys(size for size in sizes if size is not None))
+
+
+def parse_sides(text: str | None) -> tuple[int, int] | None:
+    """``128:384``: the smallest and the largest side, in pixels."""
+    found = None if text is None else re.fullmatch(r"(\d{1,5}):(\d{1,5})", text, re.ASCII)
+    if text is not None and found is None:
+        msg = f"'{text}' is no range of sides; write MIN:MAX such as 128:384"
+        raise typer.BadParameter(msg, param_hint="'--flexible'")
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 def parse_size_range(text: str | None) -> tuple[Range, Range] | None:
     """``224``, ``224x320`` or ``224:256:384`` (height x width each), in pixels, as ranges of height and width."""
     from nextvit_exporters.engine_spec import Range

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import noise_images
+from nextvit_deploy.references import artefact_inputs
 from nextvit_exporters.engine_spec import EngineSpec, Range
 from nextvit_exporters.errors import BuildFailed, DeployError, MissingExtra, NotExecutable, UnsupportedSpec
 from nextvit_exporters.executors.base import Array, Arrays
@@ -110,8 +111,8 @@ class Counting:
 )
 def test_an_engine_is_fed_what_it_takes(images: int, batch: Range, expected: list[int]) -> None:
     executor, spec = Counting(), ranged(batch)
-    inputs = v.artefact_inputs(spec, noise_images(images, (64, 64), Preprocessing(), seed=1))
-    rows = v._run_batched(spec, executor, inputs, v.Names("image", "logits"))
+    inputs = artefact_inputs(spec, noise_images(images, (64, 64), Preprocessing(), seed=1))
+    rows = v._run_batched(spec, executor, inputs, v.Names("image", "logits"))["logits"]
     assert len(rows) == images
     assert executor.batches == expected
 
@@ -127,5 +128,5 @@ def test_an_engine_is_fed_what_it_takes(images: int, batch: Range, expected: lis
 )
 def test_what_could_not_run_is_not_wrong(error: DeployError, verdict: v.Verdict) -> None:
     blank = v.Check("q", "e", "exact", "PyTorch", "images", v.Verdict.NOT_VERIFIED, "", ())
-    (check,) = v._judge(error, (), (), Tolerance(1e-5, "given"), blank)
+    check = v._unanswered(error, blank)
     assert (check.verdict, check.why) == (verdict, str(error))

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import load_images, noise_images
+from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.verify import Check, Names, Verdict, overall
 from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError, VerificationFailed
@@ -197,9 +198,9 @@ def demo_spec(demo: Exported) -> ExportSpec:
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 8), (3, [3, 3, 3]), (8, [8]), (16, [16])])
 def test_batches_are_full_and_in_order(demo_spec: ExportSpec, batch: int, sizes: list[int]) -> None:
     images = load_images(DEMO_IMAGES, 8, (64, 64), demo_spec.preprocessing)
-    inputs = v.artefact_inputs(demo_spec, images)
+    inputs = artefact_inputs(demo_spec, images)
     echo = Echo()
-    rows = v._run_batched(replace(demo_spec, batch=batch), echo, inputs, Names("x", "y"))
+    rows = v._run_batched(replace(demo_spec, batch=batch), echo, inputs, Names("x", "y"))["logits"]
     assert [len(each) for each in echo.batches] == sizes
     np.testing.assert_allclose(rows.astype(np.float64)[:, 0], inputs.astype(np.float64).sum(axis=(1, 2, 3)))
     last = echo.batches[-1]
@@ -210,13 +211,13 @@ def test_batches_are_full_and_in_order(demo_spec: ExportSpec, batch: int, sizes:
 @pytest.mark.parametrize("kind", InputKind)
 def test_the_artefact_gets_what_it_reads(demo_spec: ExportSpec, kind: InputKind) -> None:
     images = noise_images(2, (64, 64), demo_spec.preprocessing, seed=1)
-    given = v.artefact_inputs(replace(demo_spec, input=kind), images)
-    last = kind is InputKind.UINT8_NHWC
+    given = artefact_inputs(replace(demo_spec, input=kind), images)
+    last = kind in {InputKind.UINT8_NHWC, InputKind.IMAGE}
     assert given.shape == ((2, 64, 64, 3) if last else (2, 3, 64, 64))
-    assert given.dtype == (np.uint8 if kind.is_uint8 else np.float32)
+    assert given.dtype == (np.uint8 if kind.is_uint8 or kind is InputKind.IMAGE else np.float32)
     expected = images.normalised() if kind is InputKind.NORMALIZED else images.pixels
     np.testing.assert_array_equal(given, expected.transpose(0, 2, 3, 1) if last else expected)
-    half = v.artefact_inputs(replace(demo_spec, input=kind, io=Precision.FP16), images)
+    half = artefact_inputs(replace(demo_spec, input=kind, io=Precision.FP16), images)
     assert half.dtype == (np.float16 if kind is InputKind.NORMALIZED else given.dtype)
 
 

@@ -19,6 +19,7 @@ from torch import fx
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.coreml.loading import coremltools, heard
+from nextvit_exporters.coreml.overflow import name_of
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
 from nextvit_exporters.passes.normalize_input import MEAN
@@ -63,10 +64,13 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
     mean = _take_mean(graph) if spec.input is InputKind.IMAGE else None
     if asked.head == "classify":
         _add_softmax(graph)
+    for node in graph.graph.nodes:
+        node.meta.setdefault("source", node.name)  # see _first_name
     scopes = graph_scopes(graph)
     with heard():
         program = _export(spec, graph)
         sources = _rename(program, scopes) | _parameters(program, graph)
+        kept = {node.name for node in graph.graph.nodes if name_of(node) in asked.keep_fp32}
         try:
             model = ct.convert(
                 program,
@@ -74,7 +78,7 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
                 outputs=_outputs(asked),
                 classifier_config=_labels(spec),
                 minimum_deployment_target=getattr(ct.target, f"iOS{asked.ios}"),
-                compute_precision=_precision(spec, sources),
+                compute_precision=_precision(spec, sources, kept),
                 skip_model_load=True,
             )
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
@@ -164,7 +168,10 @@ def _free(name: str, taken: AbstractSet[str]) -> str:
 
 
 def _first_name(node: fx.Node) -> str:
-    """The name of the node in the graph that was exported, at the bottom of torch's record."""
+    """The name of the node in the graph that was exported, at the bottom of torch's record.
+
+    torch leaves nodes without any ``meta`` out of that record.
+    """
     record = node.meta.get("from_node") or []
     name = node.name
     while record:
@@ -204,8 +211,8 @@ def labels_of(spec: ExportSpec) -> tuple[str, ...]:
     return spec.labels or tuple(f"class {number}" for number in range(spec.num_classes))
 
 
-def _precision(spec: ExportSpec, sources: Mapping[str, str]) -> Any:
-    ct, kept = coremltools(), frozenset(of_spec(spec).keep_fp32)
+def _precision(spec: ExportSpec, sources: Mapping[str, str], kept: AbstractSet[str]) -> Any:
+    ct = coremltools()
     if spec.precision is Precision.FP32:
         return ct.precision.FLOAT32
     if not kept and not spec.dynamic_size:

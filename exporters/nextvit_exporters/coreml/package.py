@@ -82,7 +82,8 @@ def _modules(spec: Any, modules: Mapping[str, str]) -> dict[str, str]:
     for each in operations:
         read = [argument.name for value in each.inputs.values() for argument in value.arguments]
         neighbours.append({makers[name] for name in read if name in makers})
-        weights = (known(argument.name, modules) for argument in each.inputs["weight"].arguments)
+        weight = each.inputs["weight"].arguments if "weight" in each.inputs else ()  # asking would make an entry
+        weights = (known(argument.name, modules) for argument in weight)
         own = known(each.outputs[0].name, modules)
         scopes.append(own if own is not None else next((name for name in weights if name), ""))
     filled = zip(operations, fill_scopes(scopes, neighbours), strict=True)

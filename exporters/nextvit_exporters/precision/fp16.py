@@ -7,6 +7,9 @@ pixels are exact in FP16, a mean of 123.675 is not.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
+
 import torch
 from torch import fx
 
@@ -27,11 +30,17 @@ def to_half(graph: fx.GraphModule, *, half_io: bool = False) -> fx.GraphModule:
     return half
 
 
-def round_constants(graph: fx.GraphModule) -> fx.GraphModule:
-    """A float32 copy of a float64 graph whose every constant went through FP16: the exact reference."""
+def round_constants(graph: fx.GraphModule, *, keep: Collection[str] = ()) -> fx.GraphModule:
+    """A float32 copy of a float64 graph whose every constant went through FP16: the exact reference.
+
+    The constants of modules in ``keep`` are rounded to float32 alone.
+    """
     half = g.cast(graph, torch.float16)
     rounded = g.cast(half, torch.float32)
     g.release(half)
+    for name in keep:
+        if any(node.op == "call_module" and node.target == name for node in rounded.graph.nodes):
+            rounded.set_submodule(name, copy.deepcopy(graph.get_submodule(name)).float())
     if hasattr(rounded, MEAN):
         setattr(rounded, MEAN, getattr(graph, MEAN).float())
     return rounded

@@ -15,7 +15,7 @@ from nextvit_deploy import pipeline
 from nextvit_deploy.kit import device
 from nextvit_deploy.kit.build import SCRIPTS, write_kit
 from nextvit_deploy.kit.device import ENGINE_COMPUTE, kernel_types, kind_of
-from nextvit_deploy.verify import artefact_inputs, predict
+from nextvit_deploy.references import artefact_inputs, predict
 from nextvit_exporters.engine_spec import EngineSpec, Range
 from nextvit_exporters.files import sha256_of
 from nextvit_exporters.spec import ExportSpec, Precision
@@ -328,10 +328,10 @@ def test_the_demo_in_fp16_is_verified(half: Exported, tmp_path: Path) -> None:
     spec = ExportSpec.from_dict(fields["spec"] | {"engine": engine.as_dict()})
     checkpoint = pipeline.open_checkpoint(None, ema=False)
     images = pipeline.open_images(None, 4, (64, 64), checkpoint)
-    inputs, expected = artefact_inputs(spec, images), predict(checkpoint.model, images.normalised())
+    inputs, expected = artefact_inputs(spec, images), predict(spec, checkpoint.model, images.normalised())
     assert inputs.dtype == np.uint8
     kit = Made(tmp_path / "kit", half.path, spec)
-    write_kit(kit.folder, half.path, spec, inputs, expected, TOLERANCE, fields, half.path)
+    write_kit(kit.folder, half.path, spec, inputs, expected["logits"], TOLERANCE, fields, half.path)
     ran = check(kit, version="11")
     assert ran.status == 0, ran
     found = strict_json(kit.verdict.read_text(encoding="utf-8"))

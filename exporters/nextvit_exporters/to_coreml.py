@@ -1,0 +1,344 @@
+"""The Core ML target: an ML program as a package, for iPhone and Mac, and the log of its conversion beside it.
+
+The saved package is executed by ``executors.mil``; on macOS Core ML itself is asked as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import fx
+
+from nextvit_exporters import graph as g
+from nextvit_exporters import targets
+from nextvit_exporters.coreml.compression import compress_weights
+from nextvit_exporters.coreml.convert import INPUT, Converted, labels_of, of_spec, to_model
+from nextvit_exporters.coreml.loading import heard
+from nextvit_exporters.coreml.overflow import overflowing
+from nextvit_exporters.coreml.package import write_package
+from nextvit_exporters.coreml.program import MANIFEST
+from nextvit_exporters.coreml.reader import read_package
+from nextvit_exporters.coreml.report import describe, dtypes_of
+from nextvit_exporters.coreml_spec import About
+from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.executors.base import Array, Executor
+from nextvit_exporters.executors.coreml_device import devices, why_not_here
+from nextvit_exporters.executors.mil import MilReference, Mode
+from nextvit_exporters.files import atomic_path, atomic_write
+from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
+from nextvit_exporters.passes.sets import NEURAL_ENGINE
+from nextvit_exporters.precision.compress import compress_graph, for_conversion
+from nextvit_exporters.precision.fp16 import round_constants
+from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, InputKind, Precision, Tolerance
+from nextvit_exporters.targets import Saved
+
+if TYPE_CHECKING:
+    from nextvit_exporters.coreml.program import Package
+
+SUFFIX: Final = ".mlpackage"
+PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
+OUTPUT: Final = None
+PASSES: Final[tuple[Pass, ...]] = NEURAL_ENGINE
+_INT8: Final = "int8"
+"""The scheme of the weights that go with int8 activations."""
+
+SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "float32 alone: TO MEASURE"),
+        Precision.FP16: Tolerance(1e-5, "the same arithmetic on FP16-valued constants, so the same bound as fp32"),
+    }
+)
+PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-5, "folds rounded once from float64: TO MEASURE"),
+        Precision.FP16: Tolerance(1e-2, "emulated storage: TO MEASURE"),
+    }
+)
+COST_AT_WORST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {Precision.FP16: Tolerance(2e-2, "running sums rounded every 32 products: TO MEASURE")}
+)
+ON_DEVICE: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
+    {
+        Precision.FP32: Tolerance(1e-2, "Core ML may compute float32 in another order; no device's figure yet"),
+        Precision.FP16: Tolerance(2e-2, "as emulated at worst; no device's figure yet"),
+    }
+)
+TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = MappingProxyType(
+    {
+        targets.SAME_NETWORK: SAME_NETWORK,
+        targets.PRECISION_COST: PRECISION_COST,
+        targets.COST_AT_WORST: COST_AT_WORST,
+        targets.ON_DEVICE: ON_DEVICE,
+    }
+)
+COMPRESSED: Final[Mapping[str, Tolerance]] = MappingProxyType(
+    {
+        "int8": Tolerance(1e-1, "TO MEASURE"),
+        "lut8": Tolerance(1e-1, "TO MEASURE"),
+        "lut6": Tolerance(3e-1, "TO MEASURE"),
+        "lut4": Tolerance(1.0, "TO MEASURE"),
+        "w8a8": Tolerance(2e-1, "TO MEASURE"),
+    }
+)
+"""What compression may cost, by scheme; it takes the place of the precision's own."""
+
+
+def log_of(path: Path) -> Path:
+    """Everything coremltools said, beside the package."""
+    return path.with_name(f"{path.name}.log")
+
+
+def check_spec(spec: ExportSpec) -> None:
+    """Raise UnsupportedSpec for what this target can't build, with what it can."""
+    asked = of_spec(spec)
+    if spec.precision not in PRECISIONS:
+        raise UnsupportedSpec(f"coreml can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}")
+    if spec.input not in {InputKind.IMAGE, InputKind.NORMALIZED} or spec.io is not Precision.FP32:
+        raise UnsupportedSpec(f"a package reads pictures or normalised float32 tensors, not {spec.input} in {spec.io}")
+    if spec.precision is Precision.FP32 and asked.compression is not None:
+        raise UnsupportedSpec(f"{asked.compression} decompresses to FP16; ask for --precision fp16")
+    names = {each.name for each in PASSES}
+    if unknown := [name for name in spec.skip if name not in names]:
+        raise UnsupportedSpec(f"no pass is called '{unknown[0]}'; the passes are {', '.join(sorted(names))}")
+    _check_batch(spec)
+    _check_labels(spec)
+    _check_sizes(spec)
+
+
+def _check_batch(spec: ExportSpec) -> None:
+    if spec.batch == 1:
+        return
+    if spec.input is InputKind.IMAGE:
+        raise UnsupportedSpec("Core ML reads pictures one at a time; ask for --batch 1 or --input tensor")
+    if of_spec(spec).head == "classify":
+        raise UnsupportedSpec("Core ML classifies one picture at a time; ask for --batch 1 or --logits")
+
+
+def _check_labels(spec: ExportSpec) -> None:
+    if of_spec(spec).head != "classify":
+        return
+    labels = labels_of(spec)
+    if len(labels) != spec.num_classes:
+        raise UnsupportedSpec(f"{len(labels)} labels for {spec.num_classes} classes; give one label per class")
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UnsupportedSpec(f"the label '{twice}' is there twice, and Core ML returns one probability for each label")
+
+
+def _check_sizes(spec: ExportSpec) -> None:
+    asked = of_spec(spec)
+    sides = [side for size in asked.sizes for side in size] + list(asked.flexible or ())
+    if min(sides, default=MIN_SIDE) < MIN_SIDE:
+        raise UnsupportedSpec(f"every size must be {MIN_SIDE} or more")
+    if asked.flexible is not None:
+        low, high = asked.flexible
+        if not low <= min(spec.height, spec.width) <= max(spec.height, spec.width) <= high:
+            size = f"{spec.height}x{spec.width}"
+            raise UnsupportedSpec(f"{size} lies outside {low}:{high}; give a --size within, or another range")
+
+
+def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
+    """The passes of this target in order, with what ``spec`` adds and leaves out."""
+    paying = tuple(each for each in PASSES if each.name not in spec.skip)
+    if spec.input is not InputKind.IMAGE:
+        return paying
+    return (*paying, NormalizeInput(spec.preprocessing.mean, spec.preprocessing.std, uint8=False))
+
+
+def tolerance_for(spec: ExportSpec, question: str) -> Tolerance:
+    """By question and precision, and where something is compressed by that."""
+    compression = of_spec(spec).compression
+    if compression is not None and question != targets.SAME_NETWORK:
+        return COMPRESSED[compression]
+    kind = targets.ON_DEVICE if question.startswith(targets.ON_DEVICE) else question
+    return TOLERANCES[kind][spec.precision]
+
+
+def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSpec:
+    """``spec`` with the modules that would overflow in FP16, to be kept in float32, and what it is calibrated on.
+
+    Raises UnsupportedSpec where something is to be kept in a compressed package.
+    """
+    asked = of_spec(spec)
+    if asked.activations is not None:
+        asked = replace(asked, calibration=sha256(examples.tobytes()).hexdigest())
+    if spec.precision is Precision.FP16 and asked.audit:
+        asked = replace(asked, keep_fp32=overflowing(graph, examples))
+    if asked.keep_fp32 and asked.compression is not None:
+        raise UnsupportedSpec(
+            f"{asked.keep_fp32[0]} would overflow FP16 and has to stay in float32, which a compressed package can't "
+            "do; leave the compression out"
+        )
+    return replace(spec, coreml=asked)
+
+
+def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """The float64 graph in float32, with the values that the package will hold, ready for conversion.
+
+    Raises UnsupportedSpec when pictures were asked for and the graph doesn't normalise them.
+    """
+    if spec.input is InputKind.IMAGE and not hasattr(graph, MEAN):
+        raise UnsupportedSpec("normalize-input was refused or rolled back; ask for --input tensor")
+    scheme = _scheme(spec)
+    if scheme is None:
+        return reference(spec, graph)
+    compressed, _ = compress_graph(graph, scheme)
+    return for_conversion(graph, compressed, scheme)
+
+
+def reference(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
+    """The float64 graph in float32 arithmetic, carrying the constants that the package will compute with."""
+    if spec.precision is Precision.FP32:
+        return g.cast(graph, torch.float32)
+    scheme = _scheme(spec)
+    if scheme is None:
+        return round_constants(graph, keep=of_spec(spec).keep_fp32)
+    return compress_graph(graph, scheme)[0]
+
+
+def _scheme(spec: ExportSpec) -> str | None:
+    """How weights are compressed, those beside int8 activations too."""
+    asked = of_spec(spec)
+    return _INT8 if asked.activations else asked.weights
+
+
+def build(
+    spec: ExportSpec,
+    module: fx.GraphModule,
+    path: Path,
+    provenance: Mapping[str, object],
+    on_step: Callable[[str], None],
+    examples: Array | None = None,
+) -> Artifact:
+    """Write the package and its log; ``examples``, as the package reads them, are what activations are calibrated on.
+
+    Raises BuildFailed when torch's exporter or coremltools refuses, MissingExtra without coremltools.
+    """
+    with heard() as said:
+        on_step("coremltools: convert")
+        converted = _compressed(spec, to_model(spec, module), examples, on_step)
+        on_step("write the package")
+        metadata = {MANIFEST: json.dumps(provenance, sort_keys=True)}
+        with atomic_path(path) as sibling:
+            sibling.mkdir()
+            write_package(converted, sibling, _about(spec), _descriptions(spec), metadata)
+    atomic_write(log_of(path), "\n".join([*said, ""]).encode("utf-8", "backslashreplace"))
+    return Artifact.of(path)
+
+
+def _compressed(
+    spec: ExportSpec, converted: Converted, examples: Array | None, on_step: Callable[[str], None]
+) -> Converted:
+    """The model with activations, then weights, in what was asked for."""
+    model = converted.model
+    if of_spec(spec).activations is not None:
+        if examples is None:
+            raise ValueError("int8 activations need images to calibrate on")
+        from nextvit_exporters.coreml.activations import quantize_activations
+
+        on_step("calibrate activations")
+        model = quantize_activations(model, [{INPUT: examples[at : at + spec.batch]} for at in _starts(spec, examples)])
+    scheme = _scheme(spec)
+    if scheme is not None:
+        on_step(f"compress weights to {scheme}")
+        model = compress_weights(model, scheme)
+    return replace(converted, model=model)
+
+
+def _starts(spec: ExportSpec, examples: Array) -> range:
+    """Where whole batches begin."""
+    return range(0, len(examples) - spec.batch + 1, spec.batch)
+
+
+def _about(spec: ExportSpec) -> About:
+    """What Xcode shows, with what the user left empty filled in."""
+    about = of_spec(spec).about
+    told = f"{spec.model}, {spec.num_classes} classes, {spec.numbers}, exported by nextvit-deploy"
+    return replace(about, description=about.description or told)
+
+
+def _descriptions(spec: ExportSpec) -> dict[str, str]:
+    """Texts for inputs and outputs, by name."""
+    wanted, size = spec.preprocessing, f"{spec.width} x {spec.height}"
+    steps = (
+        f"short side to {wanted.image_size / wanted.crop_pct:.0f} pixels ({wanted.interpolation}), centre crop of "
+        f"{size}"
+    )
+    normal = "RGB; mean and standard deviation are applied inside"
+    if spec.input is InputKind.NORMALIZED:
+        normal = f"(B, 3, H, W), RGB as (value / 255 - mean) / std, mean {wanted.mean}, std {wanted.std}"
+    return {
+        INPUT: f"{steps}; {normal}",
+        "classLabel": "the class of the highest probability",
+        "classLabel_probs": "the probability of each class; they add up to one",
+        "logits": f"(B, {spec.num_classes}), before the softmax",
+        **{f"stage{number}": f"feature map of stage {number}, stride {2 ** (number + 1)}" for number in range(1, 5)},
+    }
+
+
+def source(path: Path) -> Path:
+    """The package itself."""
+    return path
+
+
+def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
+    """The spec as it is recorded."""
+    del path
+    return spec
+
+
+def remarks(path: Path) -> tuple[str, ...]:
+    """What was kept in float32, what activations were calibrated on, and why Core ML itself was not asked."""
+    recorded: Any = read(path).provenance or {}
+    asked = (recorded.get("spec") or {}).get("coreml") or {}
+    notes = []
+    if kept := asked.get("keep_fp32"):
+        notes.append(
+            f"kept in float32, for FP16 would overflow: {', '.join(kept)}; the Neural Engine computes in FP16 only"
+        )
+    if asked.get("activations"):
+        notes.append("activation scales were taken from the images that the package was verified on")
+    if why := why_not_here():
+        notes.append(f"Core ML itself was not asked: {why}")
+    return tuple(notes)
+
+
+def executors(spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
+    """The reference executor in the modes that answer each question; on macOS Core ML on each of its units as well.
+
+    Raises BuildFailed where the package is damaged.
+    """
+    package = read_package(path)
+    units = () if why_not_here() else devices(path)
+    return {**_here(spec, package), **{f"{targets.ON_DEVICE}, {each.unit}": each for each in units}}
+
+
+def _here(spec: ExportSpec, package: Package) -> Mapping[str, Executor]:
+    same: Mode = "unrounded" if of_spec(spec).activations else "exact"
+    if spec.precision is Precision.FP32:
+        return {question: MilReference(package, same) for question in (targets.SAME_NETWORK, targets.PRECISION_COST)}
+    return {
+        targets.SAME_NETWORK: MilReference(package, same),
+        targets.PRECISION_COST: MilReference(package, "emulated"),
+        targets.COST_AT_WORST: MilReference(package, "pessimistic"),
+    }
+
+
+def read(path: Path) -> Saved:
+    """The package's operations, types and description; provenance where this tool wrote it. Raises BuildFailed."""
+    package = read_package(path)
+    entry = package.metadata.get(MANIFEST)
+    return Saved(
+        json.loads(entry) if entry else None,
+        package.program.count(),
+        dtypes_of(package),
+        "operations",
+        facts=describe(package),
+    )

@@ -58,9 +58,9 @@ _README: Final = """\
 4. {vision}
 """
 _VISION: Final = (
-    "Vision's `centerCrop` is not the same: it scales the largest rectangle of the input's form, by another filter, and "
-    "so shows the model the whole short side, where it was trained on {share:.1%} of it. Resize yourself, with Core "
-    "Image or vImage, and hand the model a buffer of exactly {width} x {height}."
+    "Vision's `centerCrop` is not the same: it scales the largest rectangle of the input's form, by another filter, "
+    "and so shows the model the whole short side, where it was trained on {share:.1%} of it. Resize yourself, with "
+    "Core Image or vImage, and hand the model a buffer of exactly {width} x {height}."
 )
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 from nextvit_deploy import swift
 from nextvit_deploy.data import ImageSet, noise_images
 from nextvit_deploy.swift import check_swift_place, write_swift
+from nextvit_exporters.coreml.loading import coremltools, heard
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import OutputNotWritten, UnsupportedSpec
 from nextvit_exporters.executors.mil import MilReference
@@ -26,7 +27,7 @@ from nextvit_exporters.files import sha256_of
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_models.preprocessing import Preprocessing
 from tests.deploy.support import contents
-from tests.exporters.coreml.packages import LABELS, coremltools, heard, save, tiny
+from tests.exporters.coreml.packages import LABELS, save, tiny
 
 SIZE = (32, 48)
 IMAGES = noise_images(4, SIZE, Preprocessing(crop_pct=0.9), seed=3)
@@ -221,11 +222,11 @@ def test_the_swift_file_names_what_the_package_has(kind: str, tmp_path: Path, re
 
 @pytest.mark.parametrize("kind", ["classifier", "plain"])
 def test_swift_takes_it(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if sys.platform != "darwin" or shutil.which("xcrun") is None:
+    if platform.system() != "Darwin" or shutil.which("xcrun") is None:
         pytest.skip("the Swift compiler with Core ML is on macOS only")
     made: Made = request.getfixturevalue(kind)
     made.write(tmp_path / "test")
-    command = ["xcrun", "swiftc", "-typecheck", str(tmp_path / "test" / swift.SOURCE)]  # noqa: S607 - macOS' own
+    command = ["xcrun", "swiftc", "-typecheck", str(tmp_path / "test" / swift.SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -156,9 +156,10 @@ class ProgramReference:
                 )
         return self.arithmetic.half(result)
 
-    def _was_infinite(self, operation: Operation, result: Tensor, values: Mapping[str, Tensor]) -> bool:
+    @staticmethod
+    def _was_infinite(operation: Operation, result: Tensor, values: Mapping[str, Tensor]) -> bool:
         """Whether what is infinite in the result was so in what the operation read, as a mask is."""
-        read = (values[n] if n in values else self.constants.tensor(n, "select") for n in _read(operation))
+        read = (values[name] for name in _read(operation) if name in values)
         infinite = any(each.is_floating_point() and bool(each.isinf().any()) for each in read)
         finite = result[result.isfinite()]
         return infinite and (not finite.numel() or float(finite.abs().max()) <= LIMIT)

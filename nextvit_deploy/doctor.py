@@ -32,10 +32,23 @@ HUB: Final = ("huggingface_hub",)
 TRT: Final = ("tensorrt-cu12", "cuda-bindings")
 TRT_RTX: Final = ("tensorrt-rtx-cu12",)
 PYCUDA: Final = ("pycuda",)
-EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA)
+COREML: Final = ("coremltools",)
+EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML)
 """What the lanes beyond the core ask for."""
 OTHERS: Final = ("timm",)
 """Not needed by any lane, but worth knowing when checkpoints come from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a version of coremltools says it was tested with, and the Pythons it has wheels for."""
+
+    torch: str
+    pythons: tuple[str, str]
+
+
+COREMLTOOLS: Final[Mapping[str, Tested]] = {"9.0": Tested("2.7.0", ("3.9", "3.13"))}
+"""Tested versions by coremltools' version: kept here, for importing it takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +83,39 @@ def packages(versions: Mapping[str, str | None]) -> tuple[Fact, ...]:
     return tuple(Fact(name, version or "not installed") for name, version in versions.items())
 
 
+def core_ml(versions: Mapping[str, str | None], system: str = sys.platform) -> tuple[Fact, ...]:
+    """How coremltools fits what is here, and whether Core ML itself can be asked; nothing where it is missing."""
+    version = versions.get("coremltools")
+    if version is None:
+        return ()
+    tested, torch = COREMLTOOLS.get(version), versions.get("torch") or "not installed"
+    if tested is None:
+        fits = f"what it was tested with is not known here; torch is {torch}"
+    else:
+        fits = f"tested by Apple up to torch {tested.torch}, with wheels for Python {' to '.join(tested.pythons)}"
+        if _numbers(torch) > _numbers(tested.torch):
+            fits += f"; torch {torch} is newer"
+    runs = "can be asked on this Mac" if system == "darwin" else "runs on macOS only"
+    return (
+        Fact("coremltools fits", f"{fits}; conversions go through torch.export, and every package is verified"),
+        Fact("core ml", f"{runs}; packages are executed in PyTorch everywhere"),
+    )
+
+
 def installed_versions(names: tuple[str, ...] = (*CORE, *EXTRAS, *OTHERS)) -> dict[str, str | None]:
     """Distribution name to installed version, None where there is none."""
     return {name: _version(name) for name in names}
 
 
 def lanes(
-    versions: Mapping[str, str | None], driver: Driver | None = None, system: str = sys.platform
+    versions: Mapping[str, str | None],
+    driver: Driver | None = None,
+    system: str = sys.platform,
+    processor: str | None = None,
 ) -> tuple[Lane, ...]:
     """Which lanes work with ``versions``, as ``installed_versions`` gives them, on ``system`` as Python names it.
 
-    The CUDA driver is asked where it is not given.
+    The CUDA driver is asked where it is not given, and so is the ``processor``: ``x86_64``.
     """
     driver = driver or probe_driver()
     rtx = "builds TensorRT-RTX engines without a GPU"
@@ -98,6 +133,7 @@ def lanes(
             _on_gpu(_lane("pycuda", "runs engines by pycuda, without CUDA graphs", PYCUDA, versions, "pycuda"), driver),
             system,
         ),
+        _with_wheels(_lane("coreml", _core_ml(system), COREML, versions, "coreml"), system, processor),
     )
 
 
@@ -133,3 +169,27 @@ def _elsewhere(lane: Lane, system: str) -> Lane:
         return lane
     name = "macOS" if system == "darwin" else system
     return replace(lane, works=False, reason=f"there is no TensorRT for {name}; use Linux or Windows", remedy=None)
+
+
+def _core_ml(system: str) -> str:
+    asked = "asks Core ML itself as well" if system == "darwin" else "Core ML itself runs on macOS only"
+    return f"exports Core ML packages and verifies them on the CPU; {asked}"
+
+
+def _with_wheels(lane: Lane, system: str, processor: str | None) -> Lane:
+    """The Core ML lane, which is closed where there are no wheels of coremltools, unless somebody built it."""
+    processor = processor or platform.machine()
+    if lane.works or system == "darwin" or (system == "linux" and processor == "x86_64"):
+        return lane
+    name = {"win32": "Windows", "linux": f"Linux on {processor}"}.get(system, system)
+    return replace(lane, reason=f"there is no coremltools for {name}; use macOS, or Linux on x86-64", remedy=None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``2.14.1+cpu`` as (2, 14, 1); what is no number ends it."""
+    numbers = []
+    for part in version.partition("+")[0].split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

@@ -166,7 +166,8 @@ def doctor(*, as_json: o.AsJson = False) -> None:
         from nextvit_deploy import doctor as d
 
         installed = d.installed_versions()
-        facts, lanes = (*d.machine(), *d.packages(installed)), d.lanes(installed)
+        facts = (*d.machine(), *d.packages(installed), *d.core_ml(installed))
+        lanes = d.lanes(installed)
         if as_json:
             t.print_json({"facts": {f.name: f.value for f in facts}, "lanes": [asdict(lane) for lane in lanes]})
         else:

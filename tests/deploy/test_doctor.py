@@ -22,14 +22,15 @@ T4 = Driver((12, 8), (Device("Tesla T4", (7, 5)),))
 
 
 def by_name(
-    versions: dict[str, str | None], driver: Driver = T4, system: str = "linux"
+    versions: dict[str, str | None], driver: Driver = T4, system: str = "linux", processor: str = "x86_64"
 ) -> dict[str, tuple[bool, str, str | None]]:
-    return {lane.name: (lane.works, lane.reason, lane.remedy) for lane in doctor.lanes(versions, driver, system)}
+    lanes = doctor.lanes(versions, driver, system, processor)
+    return {lane.name: (lane.works, lane.reason, lane.remedy) for lane in lanes}
 
 
 def test_all_lanes_work_when_all_is_installed() -> None:
     found = by_name(ALL)
-    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda"]
+    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml"]
     assert all(works and remedy is None for works, _, remedy in found.values())
     assert found["trt-rtx"][1] == "builds TensorRT-RTX engines without a GPU"
     assert [lane.name for lane in doctor.lanes(ALL)] == list(found)
@@ -50,6 +51,7 @@ def test_each_package_of_the_core_is_needed(missing: str) -> None:
         ("tensorrt-cu12", "trt"),
         ("cuda-bindings", "trt"),
         ("pycuda", "pycuda"),
+        ("coremltools", "coreml"),
     ],
 )
 def test_a_lane_names_its_extra(missing: str, lane: str) -> None:
@@ -86,6 +88,50 @@ def test_there_is_no_tensorrt_for_macos() -> None:
     assert "for freebsd14" in by_name(ALL, NONE, "freebsd14")["trt"][1]
 
 
+@pytest.mark.parametrize(
+    ("system", "processor", "name"),
+    [("win32", "AMD64", "Windows"), ("linux", "aarch64", "Linux on aarch64"), ("freebsd14", "amd64", "freebsd14")],
+)
+def test_there_are_no_wheels_of_coremltools_everywhere(system: str, processor: str, name: str) -> None:
+    found = by_name(ALL | {"coremltools": None}, T4, system, processor)
+    reason = f"there is no coremltools for {name}; use macOS, or Linux on x86-64"
+    assert found["coreml"] == (False, reason, None)
+    assert by_name(ALL, T4, system, processor)["coreml"][0], "somebody built it"
+
+
+def test_core_ml_itself_is_asked_on_a_mac() -> None:
+    assert by_name(ALL, NONE, "darwin", "arm64")["coreml"][1].endswith("; asks Core ML itself as well")
+    assert by_name(ALL)["coreml"][1].endswith("; Core ML itself runs on macOS only")
+    missing = by_name(ALL | {"coremltools": None}, NONE, "darwin", "arm64")["coreml"]
+    assert missing == (False, "coremltools not installed", "pip install 'nextvit-deploy[coreml]'")
+
+
+def test_what_coremltools_was_tested_with_is_told() -> None:
+    here: dict[str, str | None] = {"coremltools": "9.0", "torch": "2.14.1+cpu"}
+    fits, runs = doctor.core_ml(here, "linux")
+    assert fits == doctor.Fact(
+        "coremltools fits",
+        "tested by Apple up to torch 2.7.0, with wheels for Python 3.9 to 3.13; torch 2.14.1+cpu is newer; conversions "
+        "go through torch.export, and every package is verified",
+    )
+    assert runs == doctor.Fact("core ml", "runs on macOS only; packages are executed in PyTorch everywhere")
+    assert "newer" not in doctor.core_ml(here | {"torch": "2.7.0"}, "linux")[0].value
+    assert "newer" not in doctor.core_ml(here | {"torch": None}, "linux")[0].value
+    assert "2.10.1rc0 is newer" in doctor.core_ml(here | {"torch": "2.10.1rc0"}, "linux")[0].value
+    assert "is not known here" in doctor.core_ml(here | {"coremltools": "99.0"}, "linux")[0].value
+    assert doctor.core_ml(here, "darwin")[1].value.startswith("can be asked on this Mac")
+    assert doctor.core_ml({"coremltools": None, "torch": "2.7.0"}) == ()
+
+
+def test_the_versions_are_those_that_coremltools_holds() -> None:
+    version = doctor.installed_versions(("coremltools",))["coremltools"]
+    if version is None or version not in doctor.COREMLTOOLS:
+        pytest.skip(f"nothing is recorded of coremltools {version}")
+    files = metadata.files("coremltools") or []
+    (held,) = (file for file in files if file.as_posix() == "coremltools/_deps/__init__.py")
+    assert f'_TORCH_MAX_VERSION = "{doctor.COREMLTOOLS[version].torch}"' in held.read_text()
+
+
 def test_versions_are_those_of_the_metadata() -> None:
     versions = doctor.installed_versions(("numpy", "no-such-package-anywhere"))
     assert versions == {"numpy": metadata.version("numpy"), "no-such-package-anywhere": None}
@@ -103,7 +149,13 @@ def test_the_machine_is_told() -> None:
 def test_the_lists_are_those_of_the_distribution() -> None:
     required = metadata.requires("nextvit-deploy") or []
     assert sorted(doctor.CORE) == sorted(_name(line) for line in required if "extra ==" not in line)
-    extras = {"hub": doctor.HUB, "trt": doctor.TRT, "trt-rtx": doctor.TRT_RTX, "pycuda": doctor.PYCUDA}
+    extras = {
+        "hub": doctor.HUB,
+        "trt": doctor.TRT,
+        "trt-rtx": doctor.TRT_RTX,
+        "pycuda": doctor.PYCUDA,
+        "coreml": doctor.COREML,
+    }
     for extra, names in extras.items():
         found = [_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)]
         assert sorted(names) == sorted(found), extra
@@ -112,8 +164,9 @@ def test_the_lists_are_those_of_the_distribution() -> None:
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys\nfrom nextvit_deploy import doctor\ndoctor.machine(), doctor.lanes(doctor.installed_versions())\n"
+        "doctor.core_ml(doctor.installed_versions())\n"
     )
-    code += "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    code += "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'coremltools'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -127,15 +180,15 @@ def _name(requirement: str) -> str:
 @pytest.mark.parametrize(
     ("system", "machine", "wanted"),
     [
-        ("darwin", "arm64", set()),
+        ("darwin", "arm64", {"coremltools"}),
         ("linux", "aarch64", {"tensorrt-cu12", "cuda-bindings"}),
-        ("linux", "x86_64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12"}),
+        ("linux", "x86_64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12", "coremltools"}),
         ("win32", "AMD64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12"}),
     ],
 )
-def test_extras_ask_for_tensorrt_only_where_it_is(system: str, machine: str, wanted: set[str]) -> None:
+def test_extras_ask_only_for_what_has_wheels(system: str, machine: str, wanted: set[str]) -> None:
     found = set()
-    for extra in ("trt", "trt-rtx"):
+    for extra in ("trt", "trt-rtx", "coreml"):
         here = {"sys_platform": system, "platform_machine": machine, "extra": extra}
         for line in metadata.requires("nextvit-deploy") or []:
             requirement = Requirement(line)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from nextvit_exporters import graph as g
-from nextvit_exporters.coreml.convert import Converted, to_model
+from nextvit_exporters.coreml.convert import Converted, known, to_model
 from nextvit_exporters.coreml.loading import heard
 from nextvit_exporters.coreml.program import Constant, Operation, Package
 from nextvit_exporters.coreml.reader import read_package
@@ -55,9 +56,33 @@ def constants(package: Package) -> dict[str, Constant]:
 
 
 def parameters(package: Package, operation: Operation) -> Mapping[str, NDArray[np.generic]]:
-    """What a constexpr operation takes, from its attributes and its inputs."""
+    """The constants an operation takes, from its attributes and its inputs."""
     known = constants(package)
     found = {name: each.data for name, each in operation.attributes.items() if name != "name"}
     for name, (binding,) in operation.inputs.items():
-        found[name] = known[binding].data if isinstance(binding, str) else binding.data
+        constant = known.get(binding) if isinstance(binding, str) else binding
+        if constant is not None:
+            found[name] = constant.data
     return found
+
+
+def altered(package: Package, operation: Operation, name: str, edit: Callable[[NDArray[Any]], None]) -> Package:
+    """The package with one parameter of one operation written in place, after ``edit`` has changed it."""
+    values = np.array(parameters(package, operation)[name])
+    edit(values)
+    if name in operation.attributes:
+        own = {**operation.attributes, name: replace(operation.attributes[name], data=values)}
+        other = replace(operation, attributes=own)
+    else:
+        (binding,) = operation.inputs[name]
+        held = binding if isinstance(binding, Constant) else constants(package)[binding]
+        constant = replace(held, data=values)
+        other = replace(operation, inputs={**operation.inputs, name: (constant,)})
+    operations = tuple(other if each is operation else each for each in package.program.operations)
+    return replace(package, program=replace(package.program, operations=operations))
+
+
+def module_of(operation: Operation, modules: Mapping[str, str]) -> str:
+    module = known(operation.outputs[0].name.removesuffix("_quantized").removesuffix("_palettized"), modules)
+    assert module is not None
+    return module

@@ -13,9 +13,9 @@ from torch import fx, nn
 from nextvit_exporters import graph as g
 from nextvit_exporters.coreml import compression
 from nextvit_exporters.coreml.compression import compress_weights, packer
-from nextvit_exporters.coreml.convert import known, to_model
+from nextvit_exporters.coreml.convert import to_model
 from nextvit_exporters.coreml.loading import part
-from nextvit_exporters.coreml.program import Constant, Operation, Package
+from nextvit_exporters.coreml.program import Operation, Package
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import BuildFailed, InvariantError, UnsupportedSpec
 from nextvit_exporters.executors.mil import MilReference
@@ -24,7 +24,7 @@ from nextvit_exporters.precision.compress import compress_graph, compressible, f
 from nextvit_exporters.precision.fp16 import round_constants
 from nextvit_exporters.spec import Precision
 from tests import harness
-from tests.exporters.coreml.conversions import SIZE, constants, converted, folded, parameters, saved, spec_of
+from tests.exporters.coreml.conversions import SIZE, altered, converted, folded, module_of, parameters, saved, spec_of
 
 CASES: Final = ((16, "int8"), (16, "lut8"), (16, "lut6"), (16, "lut4"), (18, "int8"), (18, "lut6"))
 KINDS: Final = {
@@ -62,12 +62,6 @@ def constexprs(package: Package) -> list[Operation]:
     return [each for each in package.program.operations if each.kind.startswith("constexpr_")]
 
 
-def module_of(operation: Operation, modules: Mapping[str, str]) -> str:
-    module = known(operation.outputs[0].name.removesuffix("_quantized").removesuffix("_palettized"), modules)
-    assert module is not None
-    return module
-
-
 def unpacked(package: Package, operation: Operation) -> NDArray[Any]:
     (weight,) = decompress(operation.kind, operation.name, dict(parameters(package, operation)))
     return weight
@@ -80,22 +74,6 @@ def moved(package: Package, against: fx.GraphModule) -> float:
         found = executor.run({"image": image.numpy()})["logits"]
     expected = g.execute(against, image)[0].numpy()
     return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
-
-
-def altered(package: Package, operation: Operation, name: str, edit: Callable[[NDArray[Any]], None]) -> Package:
-    """The package with one parameter of one operation written in place, after ``edit`` has changed it."""
-    values = np.array(parameters(package, operation)[name])
-    edit(values)
-    if name in operation.attributes:
-        own = {**operation.attributes, name: replace(operation.attributes[name], data=values)}
-        other = replace(operation, attributes=own)
-    else:
-        (binding,) = operation.inputs[name]
-        held = binding if isinstance(binding, Constant) else constants(package)[binding]
-        constant = replace(held, data=values)
-        other = replace(operation, inputs={**operation.inputs, name: (constant,)})
-    operations = tuple(other if each is operation else each for each in package.program.operations)
-    return replace(package, program=replace(package.program, operations=operations))
 
 
 @pytest.mark.parametrize(("ios", "scheme"), CASES)

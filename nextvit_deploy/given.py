@@ -16,7 +16,6 @@ from nextvit_deploy.pipeline import (
     Clock,
     OnStep,
     describe,
-    model_of,
     open_checkpoint,
     open_images,
     original_outputs,
@@ -155,7 +154,7 @@ def _reference(
     made: ExportSpec, checkpoint: Checkpoint, cases: r.Cases, on_step: OnStep
 ) -> tuple[r.Reference, tuple[PassRecord, ...]]:
     """PyTorch carrying the constants that the file's own spec gives."""
-    graph, passes = rewrite(made, model_of(made, checkpoint), on_step)
+    graph, passes = rewrite(made, checkpoint, on_step)
     rounded = r.rounded_outputs(made, graph, cases)
     g.release(graph)
     return rounded, passes

@@ -54,12 +54,10 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
-        model = model_of(spec, checkpoint)
         original = original_outputs(spec, checkpoint, cases)
-        del checkpoint
     with clock.step("certify passes"):
-        graph, passes = rewrite(spec, model, on_step)
-        del model
+        graph, passes = rewrite(spec, checkpoint, on_step)
+        del checkpoint
         spec = target.settle(spec, graph, r.graph_inputs(spec, images))
     with clock.step("PyTorch with rounded constants"):
         rounded = r.rounded_outputs(spec, graph, cases)
@@ -112,7 +110,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     passes: tuple[PassRecord, ...] = ()
     if recorded:
         with clock.step("certify passes"):
-            graph, passes = rewrite(made, model_of(made, checkpoint), on_step)
+            graph, passes = rewrite(made, checkpoint, on_step)
             references[SAME_NETWORK] = r.rounded_outputs(made, graph, cases)
             g.release(graph)
         notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
@@ -130,7 +128,7 @@ def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRe
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
     spec = spec_for(request, checkpoint)
     targets.load(spec.target).check_spec(spec)
-    passes = rewrite(spec, model_of(spec, checkpoint), on_step)[1]
+    passes = rewrite(spec, checkpoint, on_step)[1]
     return spec, passes, (*notes_for(request, spec, checkpoint), *_rolled_back(passes))
 
 
@@ -166,7 +164,9 @@ def original_outputs(spec: ExportSpec, checkpoint: Checkpoint, cases: r.Cases) -
     return reference
 
 
-def rewrite(spec: ExportSpec, model: nn.Module, on_step: OnStep) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
+def rewrite(
+    spec: ExportSpec, checkpoint: Checkpoint, on_step: OnStep
+) -> tuple[torch.fx.GraphModule, tuple[PassRecord, ...]]:
     """Trace the model, apply the target's passes, and return the graph and the certified table.
 
     Each pass is certified on one image of at most 191 pixels a side, with the remainder by 128 of the spec's
@@ -179,7 +179,7 @@ def rewrite(spec: ExportSpec, model: nn.Module, on_step: OnStep) -> tuple[torch.
     elif spec.dynamic_batch:
         sizes.append((2, *sizes[0][1:]))
     return run_passes(
-        g.trace(model),
+        g.trace(model_of(spec, checkpoint)),
         targets.load(spec.target).passes_for(spec),
         [_probe(spec, *size) for size in sizes],
         lambda name: on_step(f"certify {name}"),

@@ -18,6 +18,7 @@ from torch import fx
 
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
+from nextvit_exporters.coreml.activations import quantize_activations
 from nextvit_exporters.coreml.compression import compress_weights
 from nextvit_exporters.coreml.convert import INPUT, Converted, labels_of, of_spec, to_model
 from nextvit_exporters.coreml.loading import heard
@@ -241,8 +242,6 @@ def _compressed(
     if of_spec(spec).activations is not None:
         if examples is None:
             raise ValueError("int8 activations need images to calibrate on")
-        from nextvit_exporters.coreml.activations import quantize_activations
-
         on_step("calibrate activations")
         model = quantize_activations(model, [{INPUT: examples[at : at + spec.batch]} for at in _starts(spec, examples)])
     scheme = _scheme(spec)

@@ -65,9 +65,7 @@ Weights = Annotated[WeightChoice | None, typer.Option("--weights", help="Compres
 Activations = Annotated[
     ActivationChoice | None, typer.Option("--activations", help="Compute with int8 activations and weights; iOS 17.")
 ]
-SweepAll = Annotated[
-    bool, typer.Option("--sweep", help="Build every compression; print size against error.")
-]
+SweepAll = Annotated[bool, typer.Option("--sweep", help="Build every compression; print size against error.")]
 KeepFp32 = Annotated[bool, typer.Option(help="Keep in float32 what would overflow FP16 on the images.")]
 Swift = Annotated[Path | None, typer.Option("--swift", metavar="DIR", help="Write a self-test for the app.")]
 Author = Annotated[str, typer.Option("--author", help="Shown by Xcode.")]

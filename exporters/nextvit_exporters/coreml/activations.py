@@ -53,7 +53,7 @@ def quantize_activations(model: Any, samples: Sequence[Arrays]) -> Any:
     coremltools refuses, and what the executor raises.
     """
     if not samples:
-        raise UnsupportedSpec("int8 activations need pictures to take their scales from; give --data")
+        raise UnsupportedSpec("int8 activations need pictures to take their scales from; give some with --images")
     if model.get_spec().specificationVersion < SPECIFICATION[OLDEST_FOR_ACTIVATIONS]:
         raise UnsupportedSpec(f"int8 activations need iOS {OLDEST_FOR_ACTIVATIONS}; ask for --ios 17 or more")
     with tempfile.TemporaryDirectory() as folder, heard(), redirect_stderr(StringIO()):  # progress bars go there

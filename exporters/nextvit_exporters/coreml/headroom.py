@@ -89,14 +89,14 @@ class Headroom:
 
 @dataclass(slots=True)
 class Count:
-    """Magnitudes added up: the largest, how many numbers are not zero, and how many of them are subnormal."""
+    """Magnitudes added up: the largest finite one, how many are not zero, and how many of those are subnormal."""
 
     largest: float = 0.0
     nonzero: int = 0
     subnormal: int = 0
 
     def add(self, values: NDArray[Any]) -> float:
-        """Add an array of real numbers of any type; returns its largest magnitude, NaN where one is no number."""
+        """Add an array of real numbers of any type; returns its largest magnitude, infinite or NaN where one is."""
         flat = values.astype(np.float32, copy=False).reshape(-1).view(np.uint32)
         smallest = np.float32(SMALLEST_NORMAL).view(np.uint32)
         largest = np.uint32(0)
@@ -107,7 +107,11 @@ class Count:
             self.nonzero += nonzero
             self.subnormal += int(np.count_nonzero(bits < smallest)) - (bits.size - nonzero)
         found = float(np.asarray(largest, np.uint32).view(np.float32))
-        self.largest = max(self.largest, found)
+        if not np.isfinite(found):  # a mask's -inf says nothing of the scores beside it
+            finite = values[np.isfinite(values)]
+            self.largest = max(self.largest, float(np.abs(finite).max(initial=0.0)))
+        else:
+            self.largest = max(self.largest, found)
         return found
 
     @property

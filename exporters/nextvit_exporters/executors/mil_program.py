@@ -70,7 +70,7 @@ class ProgramReference:
             if name not in inputs:
                 raise VerificationFailed(f"the program reads {name}, which was not given")
             agrees(f"input {name}", tuple(inputs[name].shape), Output(name, kind))
-            values[name] = self.arithmetic.store(inputs[name], kind.dtype)
+            values[name] = self._read_in(name, inputs[name], kind.dtype)
             if see is not None:
                 see(name, values[name])
         for step in self._steps:
@@ -81,6 +81,14 @@ class ProgramReference:
             for gone in step.done:
                 del values[gone]
         return {name: self._kept(name, values) for name in self.outputs}
+
+    def _read_in(self, name: str, values: Tensor, declared: str) -> Tensor:
+        stored = self.arithmetic.store(values, declared)
+        if stored is not values and bool((stored.isinf() & values.isfinite()).any()):
+            raise VerificationFailed(
+                f"input {name} does not fit float16, which ends at {LIMIT:.0f}: declare it float32"
+            )
+        return stored
 
     def _kept(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         return values[name] if name in values else self.constants.tensor(name, f"output {name}")

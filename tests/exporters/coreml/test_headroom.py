@@ -171,6 +171,13 @@ def test_overflow_names_the_module_the_number_and_the_way_out(mode: str) -> None
     assert message.endswith(", and float16 ends at 65504: keep it in float32, or scale what goes into it")
 
 
+def test_the_limit_is_where_it_is_said_to_be() -> None:
+    with MilReference(scaled(2.0), "emulated") as executor:
+        assert executor.run({"x": np.full(SHAPE, 32720.0, np.float16)})["y"].max() == 65440
+        with pytest.raises(VerificationFailed, match="comes to 65536, and float16 ends at 65504"):
+            executor.run({"x": np.full(SHAPE, 32768.0, np.float16)})
+
+
 def test_subnormal_numbers_are_told() -> None:
     with MilReference(scaled(1.0), "emulated") as executor:
         executor.run({"x": floats([[1e-5, 2e-5, 1.0], [0.0, 0.0, -1.0]]).astype(np.float16)})

@@ -166,6 +166,25 @@ def test_constants_are_emulated_as_they_are_saved() -> None:
         assert np.array_equal(executor.run({"x": x})["y"], x.astype(np.float16).astype(np.float32))
 
 
+def test_unrounded_leaves_the_steps_of_activations_out() -> None:
+    """A number between two steps, and one beyond the last."""
+    kind, whole = TensorType("float16", (3,)), TensorType("int8", (3,))
+    step = (held("scale", np.float16(0.5)), held("zero", np.int8(3)), held("to", "int8"))
+    bound = {"scale": "scale", "zero_point": "zero"}
+    operations = (
+        *step,
+        operation("quantize", "q", whole, input="x", output_dtype="to", **bound),
+        operation("dequantize", "y", kind, input="q", **bound),
+    )
+    made = package(Program("CoreML7", {"x": kind}, operations, ("y",)), [Feature("x", "tensor", "", (3,), "float16")])
+    x, found = floats([0.125, -0.375, 100.0]), {}
+    for mode in ("exact", "emulated", "pessimistic", "unrounded"):
+        with MilReference(made, mode) as executor:
+            found[mode] = executor.run({"x": x})["y"].tolist()
+    assert found["unrounded"] == x.tolist()
+    assert found["exact"] == found["emulated"] == found["pessimistic"] == [0.0, -0.5, 62.0]
+
+
 LABELS = ["cat", "dog", "owl", "fox"]
 VECTOR = TensorType("float32", (1, 4))
 

@@ -223,6 +223,17 @@ def test_padding_is_never_the_largest(size: int, *, ceil: bool) -> None:
     assert np.allclose(one("max_pool", {"x": x}, expected, **AT, ceil_mode=ceil), expected)
 
 
+def test_no_window_starts_in_the_padding_behind() -> None:
+    """5 places and one of padding on each side, windows of 2 at every third: the third would start behind the map."""
+    x = normal(1, 2, 5)
+    at: dict[str, Any] = {"kernel_sizes": [2], "strides": [3], "pad_type": "custom", "pad": [1, 1], "ceil_mode": True}
+    expected = functional.avg_pool1d(double(x), 2, 3, 1, ceil_mode=True, count_include_pad=False)
+    assert expected.shape == (1, 2, 2)
+    assert np.allclose(one("avg_pool", {"x": x}, expected, **at, exclude_padding_from_average=True), expected)
+    expected = functional.max_pool1d(double(x), 2, 3, 1, ceil_mode=True)
+    assert np.allclose(one("max_pool", {"x": x}, expected, **at), expected)
+
+
 def test_same_padding_of_a_maximum() -> None:
     x = -np.abs(normal(1, 2, 9, 9))
     expected = functional.max_pool2d(padded(x, 1, 0, 1, 0, value=-math.inf), 2, 2)

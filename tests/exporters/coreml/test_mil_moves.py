@@ -201,7 +201,8 @@ def test_pad() -> None:
 
 
 def test_what_is_declared_is_what_has_to_come_out() -> None:
-    for shape, dtype in (((2, 3, 20), "float32"), ((2, 60), "int32"), ((2, 60), "bool"), ((2, 60), "string")):
+    shapes = [((2, 3, 20), "float32"), ((1, 60), "float32"), ((2, 60), "int32"), ((2, 60), "bool"), ((2, 60), "string")]
+    for shape, dtype in shapes:
         made = program("reshape", {"x": X}, [TensorType(dtype, shape)], shape=[2, 60])
         with pytest.raises(VerificationFailed, match="reshape it is declared"):
             execute(made, {"x": X})

@@ -57,9 +57,9 @@ def _folders(request: Request) -> dict[str, Path]:
     """The folders that are asked for beside the artefact, by option."""
     engine, package = request.engine, request.coreml
     asked = {
-        "--kit": engine and engine.kit,
-        "--triton": engine and engine.triton,
-        "--swift": package and package.swift,
+        "--kit": None if engine is None else engine.kit,
+        "--triton": None if engine is None else engine.triton,
+        "--swift": None if package is None else package.swift,
     }
     return {option: folder for option, folder in asked.items() if folder is not None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,13 @@ class Inspection:
 
 
 def inspect(source: str | None, size: tuple[int, int] | None, *, ema: bool) -> Inspection:
-    """Look at an ONNX file or a checkpoint (the demo's when none is given).
+    """Look at an artefact or a checkpoint (the demo's when none is given).
 
     ``size`` is what the work is counted at, (height, width) in pixels; ``ema`` takes averaged weights. Raises a
     DeployError when it is neither.
     """
-    if source is not None and source.endswith(tuple(targets.load(name).SUFFIX for name in targets.names())):
+    suffixes = tuple(targets.load(name).SUFFIX for name in targets.names())
+    if source is not None and source.rstrip(os.sep).endswith(suffixes):  # shells put a slash behind a package
         if size or ema:
             raise UnsupportedSpec(f"--size and --ema are for checkpoints; leave them out for {source}")
         return _artefact(Path(source))

@@ -21,6 +21,7 @@ from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manif
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
 from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
+from nextvit_deploy.strangers import strange_package
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.errors import CheckpointMismatch
@@ -85,7 +86,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     """Execute a saved artefact again and compare it with its checkpoint; nothing is written.
 
     A file of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
-    any other ONNX file only the precision's cost is measured, and the other question stays ``not verified``; an engine
+    any other ONNX file or package only the precision's cost is measured, and the other question stays ``not verified``; an engine
     built from one is held against ONNX Runtime's reading of it. A wrong file is a verdict; one that can't belong to
     the checkpoint, or isn't a classifier's, raises a DeployError.
     """
@@ -99,7 +100,8 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
             made = recorded_spec(recorded)
             check_same_model(path, made, checkpoint)
         else:
-            made, names = strangers_spec(source, spec_for(request, checkpoint))
+            stranger = strange_package if source.is_dir() else strangers_spec
+            made, names = stranger(source, spec_for(request, checkpoint))
         spec = target.adopt(made, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)

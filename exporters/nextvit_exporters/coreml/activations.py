@@ -4,10 +4,13 @@ Every input and every result of a convolution or linear map, behind its ReLU whe
 ``dequantize`` with one symmetric scale each: with r the largest magnitude in all the pictures, rounded to FP16,
 fp16(2r / 254). So maps read and write whole numbers. The rest stays FP16:
 
-- what additions, poolings, products and softmax compute, until a map reads it: an int8 sum gains no speed, and
-  attention's scores and shares have their information in small differences;
-- the input and result of the last map, which nothing else weighs: 255 steps would tie classes that differ, and all
-  logits came out a sixth further from float32 (nano: 0.0140 of their root mean square against 0.0121).
+- what additions, poolings, products and softmax compute, until a map reads it. Attention's scores and shares have
+  their information in small differences;
+- the input and result of the last map, which nothing else weighs: 255 steps would tie classes that differ.
+
+Measured on the bundled demo, 16 pictures to calibrate and 16 others, logits against float32: int8 weights alone move
+them by 0.27 % of their root mean square, with these activations 0.77 %, with the last map's as well 1.09 %, with those
+of additions and poolings too, coremltools' default, 1.13 %.
 
 coremltools finds the ranges by running the model on a Mac. Here the reference executor runs it, and the least and the
 largest of each tensor are gathered picture by picture. (coremltools 9.0 itself keeps those of the last picture only,

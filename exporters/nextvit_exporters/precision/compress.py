@@ -40,8 +40,8 @@ TABLES: Final[Mapping[str, int]] = {"lut8": 256, "lut6": 64, "lut4": 16}
 LARGEST_LOSS: Final[Mapping[str, float]] = {"lut8": 0.02, "lut6": 0.08, "lut4": 0.3}
 """Largest root mean square of W' - W that a table may cost, relative to that of W.
 
-Twice the worst measured on the layers of the demo and of nano and small with random weights after all folds: 0.0087,
-0.035 and 0.14. A normal distribution alone costs 0.0068, 0.026 and 0.098.
+About twice the worst measured on the layers of the demo and of nano and small with random weights after all folds:
+0.0093, 0.038 and 0.14. A normal distribution alone costs 0.0068, 0.026 and 0.098.
 """
 _MOST: Final = 127
 _HALF: Final = 2.0**-11

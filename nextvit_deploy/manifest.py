@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nextvit_deploy.verify import Check, Verdict, overall
+from nextvit_exporters import targets
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.passes.base import TOGETHER, PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
@@ -18,8 +19,6 @@ from nextvit_exporters.targets import Saved
 from nextvit_exporters.tensorrt.backends import BACKENDS
 
 SCHEMA: Final = 1
-_WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
-"""What shapes an artefact's bytes; recorded inside it."""
 _JUDGES: Final = ("onnxruntime", "numpy")
 """What took part in verifying it; another version of these leaves the bytes alone."""
 _WHERE_INSTALLED: Final = tuple(each.distribution for each in BACKENDS.values())
@@ -105,7 +104,7 @@ def manifest_of(
         dtypes=saved.dtypes,
         checks=checks,
         notes=notes,
-        versions=versions(),
+        versions=versions(spec.target),
         seconds=seconds,
         unit=saved.unit,
         built=saved.facts,
@@ -129,7 +128,7 @@ def provenance(spec: ExportSpec, checkpoint: CheckpointInfo, passes: tuple[PassR
         "spec": spec.as_dict(),
         "checkpoint": {"fingerprint": checkpoint.fingerprint, "layout": checkpoint.layout},
         "passes": rewrites(passes),
-        "versions": {name: found for name, found in versions().items() if name in _WRITERS},
+        "versions": {name: versions(spec.target)[name] for name in targets.load(spec.target).WRITERS},
     }
 
 
@@ -138,10 +137,10 @@ def rewrites(passes: Iterable[PassRecord]) -> dict[str, int]:
     return {each.name: each.rewrites for each in passes if each.certified and each.name != TOGETHER}
 
 
-def versions() -> dict[str, str]:
-    """Versions of what writes and what judges an artefact; of the TensorRTs, those that are installed."""
+def versions(target: str) -> dict[str, str]:
+    """Versions of what writes and what judges an artefact of ``target``; of the TensorRTs, those that are installed."""
     found: dict[str, str] = {}
-    for package in (*_WRITERS, *_JUDGES, *_WHERE_INSTALLED):
+    for package in (*targets.load(target).WRITERS, *_JUDGES, *_WHERE_INSTALLED):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

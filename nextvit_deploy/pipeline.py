@@ -85,10 +85,10 @@ def export(request: Request, on_step: OnStep) -> Manifest:
 def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     """Execute a saved artefact again and compare it with its checkpoint; nothing is written.
 
-    A file of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
-    any other ONNX file or package only the precision's cost is measured, and the other question stays ``not verified``; an engine
-    built from one is held against ONNX Runtime's reading of it. A wrong file is a verdict; one that can't belong to
-    the checkpoint, or isn't a classifier's, raises a DeployError.
+    An artefact of this tool names its spec, and the same passes and rounding are applied to the checkpoint afresh. For
+    any other ONNX file or package only the precision's cost is measured, and the other question stays ``not verified``;
+    an engine built from one is held against ONNX Runtime's reading of it. A wrong artefact is a verdict; one that can't
+    belong to the checkpoint, or isn't a classifier's, raises a DeployError.
     """
     clock, target = Clock(on_step), targets.of_file(path)
     with clock.step("load the checkpoint"):

@@ -62,6 +62,11 @@ class Target(Protocol):
         ...
 
     @property
+    def WRITERS(self) -> Sequence[str]:  # noqa: N802 - a module's constant
+        """The distributions that shape the artefact's bytes, recorded inside it with their versions."""
+        ...
+
+    @property
     def PASSES(self) -> Sequence[Pass]:  # noqa: N802 - a module's constant
         """The rewrites that pay on this target, in order, each with its measurement."""
         ...

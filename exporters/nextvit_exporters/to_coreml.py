@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".mlpackage"
 PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
 OUTPUT: Final = None
+WRITERS: Final = ("nextvit-deploy", "torch", "numpy", "coremltools")
 PASSES: Final[tuple[Pass, ...]] = NEURAL_ENGINE
 _INT8: Final = "int8"
 """The scheme of the weights that go with int8 activations."""

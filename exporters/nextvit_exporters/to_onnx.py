@@ -42,6 +42,7 @@ SUFFIX: Final = ".onnx"
 PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
 INPUT: Final = "image"
 OUTPUT: Final = "logits"
+WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
 _IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 

@@ -40,6 +40,7 @@ SUFFIX: Final = ".engine"
 PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8)
 INPUT: Final = to_onnx.INPUT
 OUTPUT: Final = to_onnx.OUTPUT
+WRITERS: Final = to_onnx.WRITERS
 PASSES: Final = TENSORRT_PASSES
 
 SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(

@@ -40,7 +40,8 @@ def describe(package: Package) -> dict[str, object]:
         facts["compressed weights"] = compressed
     if (package.path / WEIGHTS).is_file():
         facts["weights"] = f"{size_of(package.path / WEIGHTS) / 1e6:.1f} MB"
-    facts["about"] = {name: text for name, text in package.about.items() if text}
+    if about := {name: text for name, text in package.about.items() if text}:
+        facts["about"] = about
     facts["files"] = dict(package.files)
     return facts
 

@@ -163,10 +163,11 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
 
 def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
     """What is asked of Core ML; ``size`` is (height, width), the package's own."""
+    others = tuple(dict.fromkeys(each for each in request.sizes if each != size))
     return CoreMLSpec(
         ios=request.ios,
         head=request.head,
-        sizes=tuple(dict.fromkeys(each for each in request.sizes if each != size)),
+        sizes=request.sizes if request.flexible else others,  # which exclude each other, whatever the sizes are
         flexible=request.flexible,
         weights=request.weights,
         activations=request.activations,

@@ -92,12 +92,12 @@ class CoreMLSpec:
         return "_".join(each for each in (f"ios{self.ios}", self.compression) if each is not None)
 
     def sizes_in_name(self, own: str) -> str:
-        """What the file name says of sizes: ``64-96`` for a range, ``64+96`` for enumerated ones; ``own`` comes first.
+        """What the file name says of sizes: ``64-80-96`` for a range, ``80+64+96`` for enumerated ones.
 
-        ``own`` is the spec's own size as text.
+        ``own`` is the spec's own size as text, 80 here.
         """
         if self.flexible is not None:
-            return f"{self.flexible[0]}-{self.flexible[1]}"
+            return f"{self.flexible[0]}-{own}-{self.flexible[1]}"
         return "+".join([own, *(f"{h}" if h == w else f"{h}x{w}" for h, w in self.sizes)])
 
     def as_dict(self) -> dict[str, object]:

@@ -139,6 +139,8 @@ def _check_sizes(spec: ExportSpec) -> None:
     sides = [side for size in asked.sizes for side in size] + list(asked.flexible or ())
     if min(sides, default=MIN_SIDE) < MIN_SIDE:
         raise UnsupportedSpec(f"every size must be {MIN_SIDE} or more")
+    if spec.dynamic_size and not asked.sizes and asked.flexible is None:
+        raise UnsupportedSpec("one size alone is no choice; enumerate more, or give it as --size")
     if asked.flexible is not None:
         low, high = asked.flexible
         if not low <= min(spec.height, spec.width) <= max(spec.height, spec.width) <= high:

@@ -53,12 +53,15 @@ def graph_inputs(spec: ExportSpec, images: ImageSet) -> Array:
     return inputs.astype(np.float32) if inputs.dtype == np.float16 else inputs
 
 
-def predict(spec: ExportSpec, model: nn.Module, inputs: Array) -> dict[str, Array]:
-    """PyTorch's outputs for ``inputs`` by name, (N, ...) each, a few images at a time."""
-    parts = [
-        _named(spec, g.execute(model, torch.tensor(inputs[i : i + _AT_A_TIME])))  # a copy: pictures are read-only
-        for i in range(0, len(inputs), _AT_A_TIME)
-    ]
+def predict(spec: ExportSpec, model: nn.Module, inputs: Array, dtype: torch.dtype = torch.float32) -> dict[str, Array]:
+    """PyTorch's outputs for ``inputs`` by name, (N, ...) each, a few images at a time.
+
+    ``dtype`` is what the model computes in; whole pixels are left as they are.
+    """
+    parts = []
+    for start in range(0, len(inputs), _AT_A_TIME):
+        some = torch.tensor(inputs[start : start + _AT_A_TIME])  # a copy: pictures are read-only
+        parts.append(_named(spec, g.execute(model, some.to(dtype) if some.is_floating_point() else some)))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -70,7 +73,8 @@ def original_outputs(spec: ExportSpec, model: nn.Module, cases: Iterable[tuple[s
 def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tuple[str, ImageSet]]) -> Reference:
     """The answers of PyTorch carrying the artefact's constants; ``graph`` is the float64 graph behind the passes."""
     reference = targets.load(spec.target).reference(spec, graph)
-    outputs = [predict(spec, reference, graph_inputs(spec, images)) for _, images in cases]
+    dtype = next((p.dtype for p in reference.parameters()), torch.float32)
+    outputs = [predict(spec, reference, graph_inputs(spec, images), dtype) for _, images in cases]
     g.release(reference)
     return Reference(f"PyTorch, {spec.numbers} constants", outputs)
 
@@ -95,4 +99,4 @@ def _named(spec: ExportSpec, tensors: tuple[Tensor, ...]) -> dict[str, Array]:
     logits = tensors[0]
     if head == "logits":
         return {LOGITS: logits.numpy()}
-    return {LOGITS: logits.numpy(), PROBABILITIES: torch.softmax(logits.double(), -1).float().numpy()}
+    return {LOGITS: logits.numpy(), PROBABILITIES: torch.softmax(logits.double(), -1).to(logits.dtype).numpy()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ from nextvit_deploy.cli import options as o
 from nextvit_deploy.cli.report import report
 
 if TYPE_CHECKING:
+    from nextvit_deploy.manifest import Manifest
+    from nextvit_deploy.request import Request
     from nextvit_deploy.sweep import Sweep
 
 
@@ -112,17 +115,10 @@ def coreml(  # noqa: PLR0913 - one parameter per option
         from nextvit_exporters.coreml_spec import About
         from nextvit_exporters.spec import InputKind, Precision
 
+        sizes, sides = o.parse_sizes(enumerated_sizes), o.parse_sides(flexible)
+        about = About(author, licence, model_version, description)
         asked = r.CoreMLRequest(
-            ios=ios,
-            head=head,
-            sizes=o.parse_sizes(enumerated_sizes),
-            flexible=o.parse_sides(flexible),
-            weights=None if weights is None else weights.value,
-            activations=None if activations is None else activations.value,
-            audit=keep_fp32,
-            about=About(author, licence, model_version, description),
-            labels=labels,
-            swift=swift,
+            ios, head, sizes, sides, _value(weights), _value(activations), keep_fp32, about, labels, swift
         )
         request = r.Request(
             output=output,
@@ -136,32 +132,38 @@ def coreml(  # noqa: PLR0913 - one parameter per option
             input=InputKind.IMAGE if reads is PictureChoice.IMAGE else InputKind.NORMALIZED,
             skip=tuple(skip or ()),
         )
-        whole = r.with_coreml(request, asked)
-        if sweep:
-            from nextvit_deploy.sweep import sweep as measure
-
-            swept = measure(whole, on_step)
-        else:
-            from nextvit_deploy.pipeline import export
-
-            manifest = export(whole, on_step)
-    if sweep:
-        _report_sweep(swept, as_json=as_json, quiet=quiet)
-    else:
-        report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+        made = _make(r.with_coreml(request, asked), on_step, sweep=sweep)
+    _tell(made, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
-def _report_sweep(swept: Sweep, *, as_json: bool, quiet: bool) -> None:
-    """The table and the recommendation; leaves with 3 where no package can be recommended."""
+def _value(choice: Enum | None) -> str | None:
+    return None if choice is None else str(choice.value)
+
+
+def _make(request: Request, on_step: Callable[[str], None], *, sweep: bool) -> Manifest | Sweep:
+    """One package, or one of each compression."""
+    from nextvit_deploy.pipeline import export
+    from nextvit_deploy.sweep import sweep as export_all
+
+    return export_all(request, on_step) if sweep else export(request, on_step)
+
+
+def _tell(made: Manifest | Sweep, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Print what was made; leaves with its verdict's status, with 3 where a sweep can recommend nothing."""
+    from nextvit_deploy.manifest import Manifest
+
+    if isinstance(made, Manifest):
+        report(made, as_json=as_json, quiet=quiet, verbose=verbose)
+        return
     if as_json:
-        t.print_json(swept.as_dict())
+        t.print_json(made.as_dict())
     elif not quiet:
         from nextvit_deploy.render_coreml import show_sweep
 
         with t.printing() as console:
-            show_sweep(console, swept)
-    if swept.recommended is None:
-        t.fail(swept.because, t.FAILED)
+            show_sweep(console, made)
+    if made.recommended is None:
+        t.fail(made.because, t.FAILED)
 
 
 def _head(*, logits: bool, features: bool) -> str:

@@ -30,8 +30,8 @@ INPUT: Final = "image"
 LOGITS: Final = "logits"
 PROBABILITIES: Final = "probabilities"
 FEATURES: Final = ("stage1", "stage2", "stage3", "stage4")
-SUFFIXES: Final = ("_cast_fp16", "_to_fp16", "_cast_fp32")
-"""What coremltools appends to a name where it casts."""
+SUFFIXES: Final = ("_cast_fp16", "_to_fp16", "_cast_fp32", "_quantized", "_palettized")
+"""What coremltools appends to a name where it casts or compresses."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

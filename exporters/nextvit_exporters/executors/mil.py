@@ -15,6 +15,7 @@ modes:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal
@@ -31,6 +32,7 @@ from nextvit_exporters.executors.base import Array, Arrays
 from nextvit_exporters.executors.mil_ops import SUMS_OF_PRODUCTS
 from nextvit_exporters.executors.mil_program import ProgramReference, See
 from nextvit_exporters.executors.mil_rounding import PRODUCTS_BETWEEN_ROUNDINGS, Arithmetic
+from nextvit_exporters.executors.mil_types import check_types
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,13 +46,17 @@ LOGITS: Final = "logits"
 class MilReference:
     """Executes a saved package; needs no Apple device.
 
-    ``path`` is the package, or what was read of one. With ``double`` real numbers are computed in float64. Entering it
-    reads the package: BuildFailed where that is damaged, NotExecutable where it holds an operation that is not known,
-    VerificationFailed where a classifier's labels are not one for each.
+    ``path`` is the package, or what was read of one. With ``double`` real numbers are computed in float64; ``labels``
+    are those that a classifier has to have, in order. Entering it reads the package: BuildFailed where that is damaged,
+    NotExecutable where it holds an operation that is not known, VerificationFailed where a cast is missing or a
+    classifier's labels are not one for each, or others than ``labels``.
     """
 
-    def __init__(self, path: Path | Package, mode: Mode, *, double: bool = False) -> None:
+    def __init__(
+        self, path: Path | Package, mode: Mode, *, double: bool = False, labels: tuple[str, ...] | None = None
+    ) -> None:
         self.mode = mode
+        self._wanted = labels
         self._path = path
         rounds = mode in {"emulated", "pessimistic"}
         chunk = PRODUCTS_BETWEEN_ROUNDINGS if mode == "pessimistic" else 0
@@ -65,7 +71,7 @@ class MilReference:
     @property
     def name(self) -> str:
         """What it is."""
-        return "mil-reference"
+        return "mil-reference in float64" if self._arithmetic.dtype is torch.float64 else "mil-reference"
 
     @property
     def labels_of_last_run(self) -> tuple[str, ...]:
@@ -82,8 +88,11 @@ class MilReference:
         modules = modules_of(package)
         self._meter = Meter(modules, SUMS_OF_PRODUCTS) if self._arithmetic.rounds else None
         self._program = ProgramReference(package.program, self._arithmetic, modules, self._meter)
+        check_types(package.program, modules)
         classifier = self._program.classifier
         self._labels = () if classifier is None else _labels(classifier, self._program, package)
+        if classifier is not None and self._wanted is not None:
+            _check_labels(self._labels, self._wanted)
         self._package, self._picked = package, ()
         return self
 
@@ -212,6 +221,14 @@ def _labels(classifier: Operation, program: ProgramReference, package: Package) 
     if left:
         raise NotExecutable(f"classify {classifier.name} has parameters {', '.join(sorted(left))}, not known here")
     return labels
+
+
+def _check_labels(found: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """Raise VerificationFailed where two labels changed places, or one is another: an app finds the wrong number."""
+    pairs = enumerate(zip_longest(found, wanted))
+    wrong = next(((number, *pair) for number, pair in pairs if pair[0] != pair[1]), None)
+    if wrong is not None:
+        raise VerificationFailed("the label of class {} is {!r}, and {!r} was asked for".format(*wrong))
 
 
 def _given_out(values: Tensor) -> Array:

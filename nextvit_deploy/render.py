@@ -36,6 +36,9 @@ def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> Non
     console.print("[bold]How far the saved file is from PyTorch[/]")
     for question, checks in groupby(manifest.checks, lambda check: check.question):
         _show_question(console, question, list(checks))
+    headroom = next((check.findings["headroom"] for check in manifest.checks if "headroom" in check.findings), None)
+    if isinstance(headroom, Mapping):
+        _show_headroom(console, headroom)
 
 
 def show_notes(console: Console, notes: Iterable[str]) -> None:
@@ -126,6 +129,15 @@ def _show_question(console: Console, question: str, checks: list[Check]) -> None
     console.print(shown)
     for why in dict.fromkeys(check.why for check in checks if check.why):
         console.print(f"  {escape(why)}", soft_wrap=True)
+
+
+def _show_headroom(console: Console, headroom: Mapping[str, Any]) -> None:
+    """How close the layers come to FP16's largest number."""
+    most = headroom["layers"][0] if headroom["layers"] else None
+    if most is not None:
+        where = escape(most["module"] or most["operation"])
+        limit = f"FP16 holds {headroom['limit']:.0f}"
+        console.print(f"headroom: {where} reaches {most['largest']:.4g}, {limit}", soft_wrap=True)
 
 
 def _row(check: Check) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from nextvit_exporters.spec import Precision
 from nextvit_exporters.targets import PRECISION_COST
 
 W8A8: Final = "w8a8"
+ROOM: Final = 0.5
+"""How much of the way to another decision a recommended package's error may go, on any image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,9 @@ class Trial:
 
     @property
     def sound(self) -> bool:
-        """Whether it is verified, and no decision differs from PyTorch's."""
+        """Whether it is verified, and its error uses up no more than ``ROOM`` of what would turn a decision."""
         verified = self.manifest is not None and self.manifest.verdict is Verdict.VERIFIED
-        return verified and self.cost is not None and self.cost.top1 in {None, 1.0}
+        return verified and self.cost is not None and (self.cost.margin is None or self.cost.margin <= ROOM)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -73,11 +75,11 @@ class Sweep:
     def because(self) -> str:
         """Why that one, in a sentence."""
         if self.recommended is None or self.recommended.cost is None:
-            return "no package answers as PyTorch does; verify on more images of your task, or keep float32"
+            return "no package decides safely as PyTorch does on these images; keep float32, or look at them"
         count = self.recommended.cost.count
         return (
-            f"{self.recommended.name}: the smallest verified package whose every decision is PyTorch's, on {count} "
-            "images; ask more of your own with --images and --count before you trust it"
+            f"{self.recommended.name}: the smallest verified package whose error uses up at most half of what would "
+            f"turn a decision, on {count} images; ask more of your own with --images and --count before you trust it"
         )
 
     def as_dict(self) -> dict[str, object]:

@@ -1,6 +1,7 @@
 # Needs make and Python 3.10 or newer, nothing else: the environment is made in .venv.
 #
-#   make demo     export the bundled checkpoint to ONNX and, where TensorRT exists, to a T4 engine; verify every file
+#   make demo     export the bundled checkpoint to ONNX, to a T4 engine and to Core ML, as far as the machine has wheels
+#                 of their tools; verify every file
 #   make test     every check and every test
 #   make lint     the checks alone
 #   make bench    the benchmarks; those that need a GPU say so where there is none
@@ -13,8 +14,11 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+MACHINE := $(shell uname -s)-$(shell uname -m)
 # NVIDIA has wheels of TensorRT-RTX for it
-TENSORRT := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),yes)
+TENSORRT := $(if $(filter Linux-x86_64,$(MACHINE)),yes)
+# Apple has wheels of coremltools for it
+COREML := $(if $(filter Linux-x86_64 Darwin-%,$(MACHINE)),yes)
 PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
 
 .PHONY: demo test lint bench clean
@@ -25,6 +29,9 @@ demo: $(INSTALLED)
 	$(BIN)/nextvit-export onnx --fp16
 ifeq ($(TENSORRT),yes)
 	$(BIN)/nextvit-export trt --fp16
+endif
+ifeq ($(COREML),yes)
+	$(BIN)/nextvit-export coreml
 endif
 
 test: lint
@@ -54,7 +61,7 @@ $(MADE):
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt $(MADE)
-	$(PIP) --editable '.[trt-rtx]'
+	$(PIP) --editable '.[coreml,trt-rtx]'
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt $(MADE)

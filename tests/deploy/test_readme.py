@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nextvit_exporters.to_onnx import PASSES
+from nextvit_exporters import to_coreml, to_onnx
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,9 +32,11 @@ def test_make_targets_exist() -> None:
 
 def test_commands_on_the_demo_run_in_their_order(tmp_path: Path) -> None:
     on_the_demo = [c for c in COMMANDS if c.startswith(".venv/bin/nextvit-export") and "nextvit_small" not in c]
-    assert len(on_the_demo) == 7
+    assert len(on_the_demo) == 9
     if find_spec("tensorrt_rtx") is None:  # there are no wheels of it for this machine
         on_the_demo = [c for c in on_the_demo if " trt " not in c and ".engine" not in c]
+    if find_spec("coremltools") is None:
+        on_the_demo = [c for c in on_the_demo if " coreml " not in c and ".mlpackage" not in c]
     for command in on_the_demo:
         _, *arguments = shlex.split(command)
         done = subprocess.run(
@@ -47,7 +49,7 @@ def test_commands_on_the_demo_run_in_their_order(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("name", [each.name for each in PASSES])
+@pytest.mark.parametrize("name", sorted({each.name for each in (*to_onnx.PASSES, *to_coreml.PASSES)}))
 def test_every_pass_has_its_row(name: str) -> None:
     assert f"| `{name}` |" in README
 

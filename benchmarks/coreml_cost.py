@@ -33,7 +33,7 @@ from tests.harness import randomise
 
 SECONDS_BOUND = 120.0
 MEMORY_BOUND = 3.0
-RATIO_BOUND = 1.5
+RATIO_BOUND = 1.0
 JUDGED = ("small", 224)
 
 

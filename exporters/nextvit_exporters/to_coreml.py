@@ -334,13 +334,14 @@ def executors(spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
 
 def _here(spec: ExportSpec, package: Package) -> Mapping[str, Executor]:
     mode: Mode = "unrounded" if of_spec(spec).activations else "exact"
-    same = MilReference(package, mode, double=True)
+    labels = labels_of(spec) if of_spec(spec).head == "classify" else None
+    same = MilReference(package, mode, double=True, labels=labels)
     if spec.precision is Precision.FP32:
-        return {targets.SAME_NETWORK: same, targets.PRECISION_COST: MilReference(package, mode)}
+        return {targets.SAME_NETWORK: same, targets.PRECISION_COST: MilReference(package, mode, labels=labels)}
     return {
         targets.SAME_NETWORK: same,
-        targets.PRECISION_COST: MilReference(package, "emulated"),
-        targets.COST_AT_WORST: MilReference(package, "pessimistic"),
+        targets.PRECISION_COST: MilReference(package, "emulated", labels=labels),
+        targets.COST_AT_WORST: MilReference(package, "pessimistic", labels=labels),
     }
 
 

@@ -68,7 +68,7 @@ class Check:
     why: str
     comparisons: tuple[Comparison, ...]
     findings: Mapping[str, object] = field(default_factory=dict)
-    """What the executor noticed on the way, by name; JSON-ready, told once for all inputs."""
+    """What the executor noticed on the way, by name; JSON-ready, each told once."""
 
 
 def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet], ...]:
@@ -140,6 +140,7 @@ def verify(
     """
     checks: list[Check] = []
     answers: dict[tuple[str, str], Answer] = {}
+    told: set[str] = set()
     target = targets.load(spec.target)
     for question, executor in target.executors(spec, path).items():
         on_device = question.startswith(targets.ON_DEVICE)
@@ -158,7 +159,9 @@ def verify(
             continue
         expected = expected_of(reference, answer, on_device=on_device)
         judged = _judge(answer, cases, expected, target.tolerance_for(spec, question), blank)
-        checks += [replace(judged[0], findings=_findings(executor)), *judged[1:]]
+        new = {name: found for name, found in _findings(executor).items() if name not in told}
+        told |= new.keys()
+        checks += [replace(judged[0], findings=new), *judged[1:]]
     return tuple(checks)
 
 

@@ -18,7 +18,6 @@ LIMIT: Final = 65504.0
 ACCUMULATOR_LIMIT: Final = 32768.0
 """Where the neural engine of an M1 was seen to saturate sums of products (third party; Apple publishes nothing)."""
 SMALLEST_NORMAL: Final = 2.0**-14
-_SHOWN: Final = 20
 _BLOCK: Final = 1 << 16  # numbers at a time: two such arrays stay in a core's cache
 _REMARK: Final = (
     "sums of products beyond the accumulator limit were seen to saturate on the neural engine of an M1 "
@@ -66,7 +65,7 @@ class Headroom:
         return max(self.layers, key=lambda layer: layer.largest, default=None)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: the limits, how many operations came near them, the largest ones and all beyond a quarter."""
+        """JSON-ready: the limits, how many operations came near them, and all operations, the largest first."""
         ordered = sorted(self.layers, key=lambda layer: -layer.largest)
         beyond = [layer for layer in ordered if layer.largest > LIMIT / 4]
         saturating = [layer.operation for layer in ordered if layer.sums and layer.largest > ACCUMULATOR_LIMIT]
@@ -83,7 +82,7 @@ class Headroom:
             "beyond_accumulator": saturating,
             "most_subnormal": max((layer.subnormal for layer in self.layers), default=0.0),
             "weights_subnormal": self.weights_subnormal,
-            "layers": [layer.as_dict() for layer in ordered[: max(_SHOWN, len(beyond))]],
+            "layers": [layer.as_dict() for layer in ordered],
         }
 
 

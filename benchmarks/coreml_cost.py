@@ -31,7 +31,7 @@ from nextvit_models.config import VARIANTS
 from nextvit_models.nextvit import NextViT
 from tests.harness import randomise
 
-SECONDS_BOUND = 120.0
+SECONDS_BOUND = 90.0
 MEMORY_BOUND = 3.0
 RATIO_BOUND = 1.0
 JUDGED = ("small", 224)

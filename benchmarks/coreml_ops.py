@@ -34,8 +34,8 @@ from nextvit_models.preprocessing import Preprocessing
 from tests.harness import images, randomise
 
 IOS = 16
-BOUND = {"small": 250, "base": 370, "large": 490}
-"""Operations of the package that returns logits, at 224; the usual conversion has 305, 451 and 597."""
+BOUND = {"small": 248, "base": 362, "large": 476}
+"""Operations of either package, at 224; the usual conversion has 305, 451 and 597."""
 JUDGED = 224
 _CERTIFIED = 64
 """Largest side, in pixels, that the passes are certified on."""
@@ -43,7 +43,7 @@ Counts = Mapping[str, int]
 
 
 def main() -> int:
-    """Convert each variant three ways, print the table, and judge the logits packages."""
+    """Convert each variant three ways, print the table, and judge the larger of ours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", default="small,base,large")
     parser.add_argument("--size", type=int, default=JUDGED)
@@ -65,7 +65,7 @@ def main() -> int:
             columns = "".join(f"{number:>{width}}" for number, width in zip(kinds, (12, 11, 9, 8), strict=True))
             print(f"{variant:9}{package:24}{sum(ops.values()):>11}{columns}", flush=True)
         if size == JUDGED and (bound := BOUND.get(variant)) is not None:
-            ours = sum(counted["logits"].values())
+            ours = max(sum(counted[head].values()) for head in ("logits", "classify"))
             missed |= ours > bound
             print(f"{variant}: {ours} operations; bound {bound}: {'MISSED' if ours > bound else 'met'}")
     return int(missed)

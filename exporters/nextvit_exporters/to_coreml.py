@@ -6,6 +6,7 @@ The saved package is executed by ``executors.mil``; on macOS Core ML itself is a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -278,10 +279,10 @@ def _about(spec: ExportSpec) -> About:
 
 def _descriptions(spec: ExportSpec) -> dict[str, str]:
     """Texts for inputs and outputs, by name."""
-    wanted, size = spec.preprocessing, f"{spec.width} x {spec.height}"
+    wanted = spec.preprocessing
+    cover = " x ".join(str(math.floor(side / wanted.crop_pct)) for side in (spec.width, spec.height))
     steps = (
-        f"short side to {wanted.image_size / wanted.crop_pct:.0f} pixels ({wanted.interpolation}), centre crop of "
-        f"{size}"
+        f"resized to just cover {cover} pixels ({wanted.interpolation}), centre crop of {spec.width} x {spec.height}"
     )
     normal = "RGB; mean and standard deviation are applied inside"
     if spec.input is InputKind.NORMALIZED:

@@ -26,7 +26,7 @@ from nextvit_deploy import cli, pipeline
 from nextvit_deploy.manifest import manifest_path
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.files import atomic_write, sha256_of
+from nextvit_exporters.files import atomic_write
 from nextvit_exporters.passes.base import PassRecord
 from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_models.checkpoint import Checkpoint
@@ -160,12 +160,18 @@ class Replay:
     data: bytes
 
     def build(
-        self, spec: ExportSpec, module: fx.GraphModule, path: Path, provenance: object, on_step: pipeline.OnStep
+        self,
+        spec: ExportSpec,
+        module: fx.GraphModule,
+        path: Path,
+        provenance: object,
+        on_step: pipeline.OnStep,
+        examples: object = None,
     ) -> Artifact:
-        del spec, module, provenance
+        del spec, module, provenance, examples
         on_step("replay")
         atomic_write(path, self.data)
-        return Artifact(path, sha256_of(path), path.stat().st_size)
+        return Artifact.of(path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import pytest
 from nextvit_deploy import pipeline
 from nextvit_exporters import to_onnx
 from tests.deploy.support import Exported, Ran, Replay, call, rewrite_once, run
+from tests.deploy.support_coreml import exported as exported_package
 from tests.deploy.support_trt import OPEN_BATCH, exported
 
 Runner = Callable[..., Ran]
@@ -43,6 +44,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def open_batch(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The same for a range of batches, reading a camera's bytes."""
     return exported(tmp_path_factory.getbasetemp(), *OPEN_BATCH)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo as a Core ML package: FP16, a picture in, label and probabilities out."""
+    return exported_package(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

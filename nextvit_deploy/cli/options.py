@@ -51,18 +51,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: what was inferred, what was left alone.")]
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
     """``224`` or ``224x320`` (height x width), in pixels."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII | re.IGNORECASE)
     if found is None:
         msg = f"'{text}' is not a size; write 224 or HEIGHTxWIDTH such as 224x320"
-        raise typer.BadParameter(msg, param_hint="'--size'")
+        raise typer.BadParameter(msg, param_hint=f"'{option}'")
     height, width = int(found[1]), int(found[2] or found[1])
     if max(height, width) > _LARGEST:
         msg = f"'{text}' is larger than {_LARGEST} pixels a side"
-        raise typer.BadParameter(msg, param_hint="'--size'")
+        raise typer.BadParameter(msg, param_hint=f"'{option}'")
     return height, width
 
 
@@ -70,7 +70,7 @@ def parse_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
     """``224,256x320,384``: several sizes, (height, width) in pixels each, in the order given."""
     if text is None:
         return ()
-    sizes = [parse_size(part.strip()) for part in text.split(",")]
+    sizes = [parse_size(part.strip(), "--enumerated-sizes") for part in text.split(",")]
     return tuple(dict.fromkeys(size for size in sizes if size is not None))
 
 

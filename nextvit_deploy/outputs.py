@@ -58,7 +58,7 @@ def _move(draft: Path, artefact: Path) -> None:
         for file in files:
             place = artefact.with_name(file.name)
             try:
-                if place.exists():
+                if place.is_file() or (place.is_dir() and file.is_dir()):
                     _keep(place, earlier / file.name)
                 moved.append(place)
                 file.replace(place)
@@ -82,7 +82,7 @@ def _keep(place: Path, kept: Path) -> None:
 
 
 def _restore(place: Path, kept: Path) -> None:
-    if place.is_dir():
+    if place.is_dir() and kept.is_dir():
         shutil.rmtree(place)
     if kept.exists():
         kept.replace(place)

@@ -78,6 +78,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             spec, info, replace(built, path=path), passes, saved, checks, (*notes, *_rolled_back(passes)), clock.seconds
         )
         manifest.write(manifest_path(draft))
+        check_places(request, spec, path)  # something may have come in the way meanwhile
     hand_over(request, manifest, images, original.outputs[0], on_step)
     return manifest
 

@@ -366,3 +366,39 @@ def test_published_takes_all_or_nothing(tmp_path: Path, links: bool, monkeypatch
         for name in ("a", "a.log", "a.onnx"):
             draft.with_name(name).write_bytes(b"newer")
     assert contents(tmp_path) == dict.fromkeys(("a", "a.log", "a.onnx"), b"newer")
+
+
+def test_published_replaces_a_folder_by_a_folder_and_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = tmp_path / "a.package"
+    artefact.mkdir()
+    (artefact / "old").write_bytes(b"older")
+    (tmp_path / "a.package.log").write_bytes(b"older")
+    before = contents(tmp_path)
+    for writes in (1, 2, 3):
+        trap = Trap("replace", tmp_path, writes, full)
+        with monkeypatch.context() as patched, pytest.raises(OutputNotWritten):  # noqa: SIM117 - as above
+            with published(artefact) as draft:
+                _fill(draft)
+                trap.into(patched, "replace")
+        assert contents(tmp_path) == before
+    with published(artefact) as draft:
+        _fill(draft)
+    assert contents(tmp_path) == {"a.package/new": b"newer", "a.package.log": b"newer"}
+
+
+def test_published_does_not_put_a_file_in_a_folders_place(tmp_path: Path) -> None:
+    artefact = tmp_path / "a"
+    artefact.mkdir()
+    (artefact / "mine").write_bytes(b"mine")
+    before = contents(tmp_path)
+    with pytest.raises(OutputNotWritten, match="it is a folder"), published(artefact) as draft:
+        draft.write_bytes(b"new")
+    assert contents(tmp_path) == before
+
+
+def _fill(draft: Path) -> None:
+    draft.mkdir()
+    (draft / "new").write_bytes(b"newer")
+    draft.with_name(f"{draft.name}.log").write_bytes(b"newer")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nextvit_models.errors import OutputNotWritten
-from nextvit_models.files import atomic_path, atomic_write, sha256_of
+from nextvit_models.files import atomic_path, atomic_write, sha256_of, size_of
 
 
 def names(folder: Path) -> list[str]:
@@ -132,3 +132,19 @@ def test_sha256_reads_beyond_one_chunk(tmp_path: Path) -> None:
     data = bytes(range(256)) * 8192 + b"tail"
     (tmp_path / "f").write_bytes(data)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folders_hash_sees_bytes_names_and_places(tmp_path: Path) -> None:
+    def folder(name: str, files: dict[str, bytes]) -> Path:
+        for path, data in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(data)
+        return tmp_path / name
+
+    one = folder("one", {"a": b"1", "b/c": b"23"})
+    assert sha256_of(one) == sha256_of(folder("same", {"b/c": b"23", "a": b"1"}))
+    others = [{"a": b"1", "b/c": b"24"}, {"a": b"1", "b/d": b"23"}, {"a": b"1", "c": b"23"}, {"a": b"1"}, {"a": b"123"}]
+    hashes = {sha256_of(folder(f"other{number}", files)) for number, files in enumerate(others)}
+    assert len(hashes | {sha256_of(one)}) == 1 + len(others)
+    assert size_of(one) == 3
+    assert size_of(one / "b" / "c") == 2

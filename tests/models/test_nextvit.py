@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nextvit_models.config import VARIANTS, NextViTConfig
 from nextvit_models.layouts import timm_name
-from nextvit_models.nextvit import NextViT, NextViTBackbone
+from nextvit_models.nextvit import NextViT, NextViTBackbone, backbone_of
 from tests.harness import images, randomise, relative_error
 
 SMALL, NANO = VARIANTS["nextvit_small"], VARIANTS["nextvit_nano"]
@@ -158,3 +158,21 @@ def test_extra_norms_stand_in_the_main_path() -> None:
 def test_backbone_without_extra_norms_has_no_norm_of_the_head() -> None:
     names = NextViTBackbone(NANO, extra_norms=False).state_dict()
     assert {name.split(".")[0] for name in names} == {"stem", "features"}
+
+
+def test_a_classifiers_own_backbone_shares_its_blocks_and_stops_after_each_stage() -> None:
+    model = randomise(NextViT(NANO, num_classes=7), seed=17)
+    backbone, image = backbone_of(model), images(2, 3, 64, 96, seed=18)
+    assert not backbone.training
+    assert {id(p) for p in backbone.parameters()} < {id(p) for p in model.parameters()}
+    blocks, expected = list(model.features), []
+    with torch.no_grad():
+        x = model.stem(image)
+        for depth in NANO.depths:
+            for block in blocks[:depth]:
+                x = block(x)
+            del blocks[:depth]
+            expected.append(x)
+        maps = backbone(image)
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(maps, expected, strict=True))
+    assert len(maps) == 4

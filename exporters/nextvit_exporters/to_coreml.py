@@ -50,6 +50,7 @@ PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
 OUTPUT: Final = None
 WRITERS: Final = ("nextvit-deploy", "torch", "numpy", "coremltools")
 PASSES: Final[tuple[Pass, ...]] = NEURAL_ENGINE
+_INPUTS: Final = (InputKind.IMAGE, InputKind.NORMALIZED)
 _INT8: Final = "int8"
 """The scheme of the weights that go with int8 activations."""
 
@@ -104,7 +105,7 @@ def check_spec(spec: ExportSpec) -> None:
     asked = of_spec(spec)
     if spec.precision not in PRECISIONS:
         raise UnsupportedSpec(f"coreml can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}")
-    if spec.input not in {InputKind.IMAGE, InputKind.NORMALIZED} or spec.io is not Precision.FP32:
+    if spec.input not in _INPUTS or spec.io is not Precision.FP32:
         raise UnsupportedSpec(f"a package reads pictures or normalised float32 tensors, not {spec.input} in {spec.io}")
     if spec.precision is Precision.FP32 and asked.compression is not None:
         raise UnsupportedSpec(f"{asked.compression} decompresses to FP16; ask for --precision fp16")
@@ -302,8 +303,9 @@ def source(path: Path) -> Path:
 
 
 def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
-    """The spec as it is recorded."""
-    del path
+    """The spec as it is recorded; raises UnsupportedSpec where that is another target's."""
+    if spec.target != "coreml" or spec.coreml is None or spec.input not in _INPUTS:
+        raise UnsupportedSpec(f"the manifest inside {path.name} tells of no Core ML package; export it again")
     return spec
 
 

@@ -7,6 +7,7 @@ FP16 values already where the package is FP16, so coremltools' own rounding chan
 from __future__ import annotations
 
 import operator
+import tempfile
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -82,9 +83,16 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
                 skip_model_load=True,
             )
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise BuildFailed(f"coremltools refused the graph: {first.strip()}") from error
+            raise BuildFailed(_why(error)) from error
     return Converted(model, sources, {name: scopes[source] for name, source in sources.items()})
+
+
+def _why(error: Exception) -> str:
+    """What coremltools raised, in one line; it writes weights to the temporary folder as it converts."""
+    if "FileWriter" in str(error):
+        return f"coremltools can't write to {tempfile.gettempdir()}; free some space, or set TMPDIR to another folder"
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"coremltools refused the graph: {first.strip()}"
 
 
 def shapes(spec: ExportSpec) -> tuple[tuple[int, int, int, int], ...]:

@@ -6,7 +6,10 @@ identifiers are made from what they name, and protobuf's maps are written in ord
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -43,6 +46,8 @@ def write_package(
         with heard():
             try:
                 converted.model.save(str(saved))
+            except shutil.Error as error:  # what copying a folder makes of a full disk
+                raise _cause(error, path) from error
             except (RuntimeError, ValueError) as error:
                 raise BuildFailed(f"coremltools could not save the package: {str(error).splitlines()[0]}") from error
         (path / MODEL).parent.mkdir(parents=True)
@@ -59,6 +64,13 @@ def write_package(
         entries.update(metadata)
         (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
     (path / MANIFEST_JSON).write_text(_manifest(path))
+
+
+def _cause(error: shutil.Error, path: Path) -> OSError:
+    """The system's own error about ``path``, which copying a folder reports as text alone."""
+    found = re.search(r"\[Errno (\d+)\]", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _describe(spec: Any, about: About, descriptions: Mapping[str, str]) -> None:

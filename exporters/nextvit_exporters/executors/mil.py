@@ -6,8 +6,8 @@ modes:
 * *exact*: the saved constants widened, float32 (or float64) everywhere between. Says whether it is the same network.
 * *emulated*: every float16 tensor is rounded where it is stored, the sums inside an operation are in float32. Says what
   the precision costs, and fails where float16 overflows.
-* *pessimistic*: as emulated, and the running sums of convolutions and products are rounded to float16 every 32
-  products. Says how much hangs on what a device does inside an operation, which is not published.
+* *pessimistic*: as emulated, and where convolutions and products give float16 their running sums are rounded to it
+  every 32 products. Says how much hangs on what a device does inside an operation, which is not published.
 * *unrounded*: exact, and activations pass quantize and dequantize as real numbers: a number at a step's edge falls to
   either side in two sound executors, and a deep network carries the difference on.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -48,6 +48,7 @@ class ProgramReference:
         meter: Meter | None = None,
     ) -> None:
         self.program, self.arithmetic, self.meter = program, arithmetic, meter
+        self._wide = replace(arithmetic, chunk=0)  # what is kept in float32 has its sums in float32 too
         self._modules = modules or {}
         self._opset = _number(program.opset)
         observe = (lambda _where, _values: None) if meter is None else meter.see_weights
@@ -125,7 +126,9 @@ class ProgramReference:
 
     def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         operation = step.operation
-        call = Call(operation, step.where, self._opset, self.constants, values, self.arithmetic)
+        half = any(output.type.dtype == "float16" for output in operation.outputs)
+        arithmetic = self.arithmetic if half else self._wide
+        call = Call(operation, step.where, self._opset, self.constants, values, arithmetic)
         try:
             found = OPERATIONS[operation.kind](call)
         except (RuntimeError, IndexError) as error:  # PyTorch's, where shapes do not fit

@@ -78,6 +78,7 @@ def heard() -> Iterator[list[str]]:
     lines: list[str] = []
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(printed):
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # Python's own, of temporary folders: by name, and by chance
         _LISTENER.listeners += 1
         try:
             yield lines

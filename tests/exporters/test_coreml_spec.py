@@ -13,6 +13,7 @@ from torch import nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets, to_coreml
+from nextvit_exporters.coreml.convert import Converted, of_spec
 from nextvit_exporters.coreml_spec import HEADS, RELEASES, WEIGHTS, About, CoreMLSpec
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.passes.sets import NEURAL_ENGINE
@@ -29,7 +30,7 @@ LOGITS = replace(SPEC, input=InputKind.NORMALIZED, coreml=CoreMLSpec(head="logit
 
 def asking(spec: ExportSpec = SPEC, **fields: Any) -> ExportSpec:
     """``spec`` with other wishes to Core ML."""
-    return replace(spec, coreml=replace(to_coreml.of_spec(spec), **fields))
+    return replace(spec, coreml=replace(of_spec(spec), **fields))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_nothing_is_compressed_that_would_overflow() -> None:
         "conv would overflow FP16 and has to stay in float32, which a compressed package can't do; "
         "leave the compression out"
     )
-    assert to_coreml.of_spec(to_coreml.settle(asking(spec, weights=None), graph, large)).keep_fp32 == ("conv",)
+    assert of_spec(to_coreml.settle(asking(spec, weights=None), graph, large)).keep_fp32 == ("conv",)
     for left in (asking(spec, audit=False), replace(asking(spec, weights=None), precision=Precision.FP32)):
         assert to_coreml.settle(left, graph, large) == left
 
@@ -158,11 +159,11 @@ def test_what_activations_are_calibrated_on_is_recorded() -> None:
     graph = g.trace(wired(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1)).double())
     spec = asking(LOGITS, ios=17, activations="int8")
     some, others = np.ones((2, 3, 8, 8), np.float32), np.zeros((2, 3, 8, 8), np.float32)
-    marks = [to_coreml.of_spec(to_coreml.settle(spec, graph, images)).calibration for images in (some, some, others)]
+    marks = [of_spec(to_coreml.settle(spec, graph, images)).calibration for images in (some, some, others)]
     assert marks[0] == marks[1] != marks[2]
     assert all(mark is not None and len(mark) == 64 for mark in marks)
     with pytest.raises(ValueError, match="int8 activations need images to calibrate on"):
-        to_coreml._compressed(spec, to_coreml.Converted(None, {}, {}), None, lambda _: None)
+        to_coreml._compressed(spec, Converted(None, {}, {}), None, lambda _: None)
 
 
 def test_a_picture_needs_the_pass_that_normalises_it() -> None:
@@ -252,7 +253,12 @@ def test_the_file_name(spec: ExportSpec, stem: str) -> None:
 
 
 def test_different_packages_have_different_names() -> None:
-    sizes = ({}, {"sizes": ((96, 96),)}, {"sizes": ((96, 128),)}, {"sizes": ((96, 96), (128, 128))})
+    sizes: tuple[dict[str, Any], ...] = (
+        {},
+        {"sizes": ((96, 96),)},
+        {"sizes": ((96, 128),)},
+        {"sizes": ((96, 96), (128, 128))},
+    )
     ranges = ({"flexible": (32, 96)}, {"flexible": (32, 128)}, {"flexible": (64, 96)})
     specs = [
         replace(asking(ios=ios, head=head, weights=weights, **open_sizes), dynamic_size=bool(open_sizes), input=kind)

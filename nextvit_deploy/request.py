@@ -177,14 +177,20 @@ def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names, one a line, blank lines left out; raises UnsupportedSpec where the file can't be read."""
+    """Class names, one a line, blank lines left out.
+
+    Raises UnsupportedSpec where the file can't be read or holds none.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UnsupportedSpec(f"{path} can't be read: {error.strerror}; give a text file, one label a line") from error
     except UnicodeDecodeError as error:
         raise UnsupportedSpec(f"{path} is not text in UTF-8; give a text file, one label a line") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if not labels:
+        raise UnsupportedSpec(f"{path} holds no label; give a text file, one label a line")
+    return labels
 
 
 def engine_for(request: EngineRequest, size: tuple[int, int]) -> EngineSpec:

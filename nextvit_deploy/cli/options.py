@@ -80,6 +80,9 @@ def parse_sides(text: str | None) -> tuple[int, int] | None:
     if text is not None and found is None:
         msg = f"'{text}' is no range of sides; write MIN:MAX such as 128:384"
         raise typer.BadParameter(msg, param_hint="'--flexible'")
+    if found is not None and max(int(found[1]), int(found[2])) > _LARGEST:
+        msg = f"'{text}' is larger than {_LARGEST} pixels a side"
+        raise typer.BadParameter(msg, param_hint="'--flexible'")
     return None if found is None else (int(found[1]), int(found[2]))
 
 

@@ -29,7 +29,7 @@ def read(target: Target, path: Path) -> Saved:
     """What the file says of itself; raises UnsupportedSpec when its own record is damaged."""
     try:
         saved = target.read(path)
-    except ValueError as error:  # the record is no JSON
+    except (ValueError, RecursionError) as error:  # the record is no JSON
         raise UnsupportedSpec(f"the manifest inside {path.name} is damaged: {error}; export it again") from error
     record: object = saved.provenance
     if record is not None and not isinstance(record, Mapping):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 from nextvit_exporters import targets
 from nextvit_exporters.coreml_spec import About, CoreMLSpec
 from nextvit_exporters.engine_spec import ONE, EngineSpec, Range
-from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.errors import MissingExtra, UnsupportedSpec
 from nextvit_exporters.opsets import CONSUMERS, TENSORRT_OPSET, opset_for
 from nextvit_exporters.passes.sets import TENSORRT
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
@@ -147,7 +148,7 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
         batch=request.batch,
         opset=opset_for(request.consumer, request.opset),
         preprocessing=checkpoint.preprocessing,
-        labels=checkpoint.labels if asked is None or asked.labels is None else read_labels(asked.labels),
+        labels=checkpoint.labels if asked is None else _labels(asked, checkpoint),
         input=request.input,
         dynamic_batch=request.dynamic_batch,
         dynamic_size=request.dynamic_size,
@@ -162,7 +163,14 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
 
 
 def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
-    """What is asked of Core ML; ``size`` is (height, width), the package's own."""
+    """What is asked of Core ML; ``size`` is (height, width), the package's own.
+
+    Raises UnsupportedSpec for labels where nothing is classified, MissingExtra without coremltools.
+    """
+    if request.labels is not None and request.head == "features":
+        raise UnsupportedSpec("feature maps have no labels; leave --labels out")
+    if find_spec("coremltools") is None:
+        raise MissingExtra("the Core ML lane", "coreml")
     others = tuple(dict.fromkeys(each for each in request.sizes if each != size))
     return CoreMLSpec(
         ios=request.ios,
@@ -174,6 +182,16 @@ def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
         audit=request.audit,
         about=request.about,
     )
+
+
+def _labels(request: CoreMLRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The labels of the file that is given, else the checkpoint's."""
+    if request.labels is None:
+        return checkpoint.labels
+    labels = read_labels(request.labels)
+    if len(labels) != checkpoint.num_classes:
+        raise UnsupportedSpec(f"{len(labels)} labels for {checkpoint.num_classes} classes; give one label per class")
+    return labels
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class CoreMLSpec:
         """Read what ``as_dict`` wrote; raises KeyError, TypeError or ValueError when it is something else."""
         values = dict(fields) | {
             "sizes": tuple((int(h), int(w)) for h, w in fields["sizes"]),  # type: ignore[attr-defined]  # see above
-            "flexible": fields["flexible"] and tuple(fields["flexible"]),  # type: ignore[arg-type]  # see above
+            "flexible": fields["flexible"] and tuple(int(side) for side in fields["flexible"]),  # type: ignore[attr-defined]  # see above
             "keep_fp32": tuple(fields["keep_fp32"]),  # type: ignore[arg-type]  # see above
             "about": About(**fields["about"]),  # type: ignore[arg-type]  # see above
         }

@@ -23,6 +23,7 @@ from nextvit_exporters.coreml.activations import quantize_activations
 from nextvit_exporters.coreml.compression import compress_weights
 from nextvit_exporters.coreml.convert import INPUT, Converted, labels_of, of_spec, to_model
 from nextvit_exporters.coreml.loading import heard
+from nextvit_exporters.coreml.offer import check_offer
 from nextvit_exporters.coreml.overflow import overflowing
 from nextvit_exporters.coreml.package import write_package
 from nextvit_exporters.coreml.program import MANIFEST
@@ -334,9 +335,11 @@ def remarks(path: Path) -> tuple[str, ...]:
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, Executor]:
     """The reference executor in the modes that answer each question; on macOS Core ML on each of its units as well.
 
-    Raises BuildFailed where the package is damaged.
+    Raises BuildFailed where the package is damaged, or offers an app something else than ``spec`` says.
     """
     package = read_package(path)
+    if MANIFEST in package.metadata:  # the spec of other tools' packages is told by the package alone
+        check_offer(spec, package)
     units = () if why_not_here() else devices(path)
     return {**_here(spec, package), **{f"{targets.ON_DEVICE}, {each.unit}": each for each in units}}
 

@@ -38,9 +38,13 @@ def verify(  # noqa: PLR0913 - one parameter per option
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy.pipeline import verify_saved
         from nextvit_deploy.request import Request
+        from nextvit_exporters.errors import MissingExtra, NotExecutable
 
         request = Request(output=artefact.parent, checkpoint=checkpoint, ema=ema, images=images, count=count)
-        manifest = verify_saved(artefact, request, on_step)
+        try:
+            manifest = verify_saved(artefact, request, on_step)
+        except MissingExtra as error:  # which says nothing of the artefact
+            raise NotExecutable(str(error)) from error
     report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 

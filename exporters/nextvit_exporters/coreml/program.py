@@ -145,7 +145,7 @@ def modules_of(package: Package) -> Mapping[str, str]:
 
     try:
         found: object = json.loads(package.metadata.get(MODULES, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 

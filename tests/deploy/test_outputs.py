@@ -368,13 +368,10 @@ def test_published_takes_all_or_nothing(tmp_path: Path, links: bool, monkeypatch
     assert contents(tmp_path) == dict.fromkeys(("a", "a.log", "a.onnx"), b"newer")
 
 
-def test_published_replaces_a_folder_by_a_folder_and_gives_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_gives_an_earlier_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artefact = tmp_path / "a.package"
-    artefact.mkdir()
+    _fill(artefact)
     (artefact / "old").write_bytes(b"older")
-    (tmp_path / "a.package.log").write_bytes(b"older")
     before = contents(tmp_path)
     for writes in (1, 2, 3):
         trap = Trap("replace", tmp_path, writes, full)

@@ -387,8 +387,7 @@ def test_published_gives_an_earlier_folder_back(tmp_path: Path, monkeypatch: pyt
 
 def test_published_does_not_put_a_file_in_a_folders_place(tmp_path: Path) -> None:
     artefact = tmp_path / "a"
-    artefact.mkdir()
-    (artefact / "mine").write_bytes(b"mine")
+    _fill(artefact)
     before = contents(tmp_path)
     with pytest.raises(OutputNotWritten, match="it is a folder"), published(artefact) as draft:
         draft.write_bytes(b"new")

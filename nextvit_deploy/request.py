@@ -177,7 +177,7 @@ def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
         head=request.head,
         sizes=request.sizes if request.flexible else others,  # which exclude each other, whatever the sizes are
         flexible=request.flexible,
-        weights=request.weights,
+        weights=None if request.activations and request.weights == "int8" else request.weights,  # they imply it
         activations=request.activations,
         audit=request.audit,
         about=request.about,

@@ -121,6 +121,8 @@ def _trial(request: Request, name: str, on_step: Callable[[str], None]) -> Trial
     )
     try:
         manifest = export(replace(request, coreml=wanted), lambda step: on_step(f"{name}: {step}"))
-    except InvariantError as error:  # the scheme can't hold these weights
+    except (InvariantError, UnsupportedSpec) as error:  # the scheme can't hold these weights, or not this network
+        if name == "fp16":
+            raise
         return Trial(name, None, str(error))
     return Trial(name, manifest)

@@ -169,3 +169,15 @@ def test_a_package_that_comes_near_says_so(tmp_path: Path) -> None:
     assert audit["beyond_quarter"] == 1
     assert audit["beyond_accumulator"] == [audit["layers"][0]["operation"]]
     assert audit["factor"] < 2
+
+
+def test_a_sweep_tells_what_cannot_be_compressed(beyond: Path, tmp_path: Path) -> None:
+    ran = call("coreml", beyond, "--sweep", "--count", "2", "--output", tmp_path, "--json")
+    assert (ran.status, ran.err) == (0, ""), ran
+    swept = strict_json(ran.out)
+    assert swept["recommended"] == "fp16"
+    first, *others = swept["trials"]
+    assert first["verdict"] == "verified"
+    assert [each["name"] for each in others] == ["int8", "lut8", "lut6", "lut4", "w8a8"]
+    for each in others[:-1]:
+        assert each["why"].startswith(f"{KEPT[0]} would overflow FP16")

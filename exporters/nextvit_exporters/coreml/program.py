@@ -16,10 +16,6 @@ from numpy.typing import NDArray
 
 SPECIFICATION: Final[Mapping[int, int]] = {15: 6, 16: 7, 17: 8, 18: 9, 26: 10}
 """Lowest specification version by the iOS release that introduced it."""
-LABEL: Final = "classLabel"
-"""The output that holds a classifier's first class."""
-PROBABILITIES: Final = "classLabel_probs"
-"""The output that holds a classifier's probabilities by label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,10 +212,6 @@ class Call:
             raise self.wrong(f"takes {name} as {values.dtype} {values.shape}, and a string was expected")
         return str(values.reshape(-1)[0])
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Strings, or whole numbers written as such."""
-        return tuple(str(each) for each in self._as_array(self._only(name)).reshape(-1).tolist())
-
     def _bindings(self, name: str) -> tuple[Binding, ...]:
         self._left.discard(name)
         if name not in self.operation.inputs:

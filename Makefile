@@ -31,7 +31,8 @@ ifeq ($(TENSORRT),yes)
 	$(BIN)/nextvit-export trt --fp16
 endif
 ifeq ($(COREML),yes)
-	$(BIN)/nextvit-export coreml
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(BIN)/nextvit-export coreml; \
+		else echo 'no Core ML package: coremltools has no wheels for this Python yet'; fi
 endif
 
 test: lint

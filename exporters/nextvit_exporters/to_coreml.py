@@ -326,7 +326,10 @@ def remarks(path: Path) -> tuple[str, ...]:
             f"kept in float32, for FP16 would overflow: {', '.join(kept)}; the Neural Engine computes in FP16 only"
         )
     if asked.get("activations"):
-        notes.append("activation scales were taken from the images that the package was verified on")
+        notes.append(
+            "activation scales were taken from the images that the package was first verified on; no question but the "
+            "precision's cost sees a scale that is off"
+        )
     if why := why_not_here():
         notes.append(f"Core ML itself was not asked: {why}")
     return tuple(notes)

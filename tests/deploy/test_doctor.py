@@ -157,7 +157,7 @@ def test_the_lists_are_those_of_the_distribution() -> None:
         "coreml": doctor.COREML,
     }
     for extra, names in extras.items():
-        found = [_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)]
+        found = {_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)}
         assert sorted(names) == sorted(found), extra
 
 

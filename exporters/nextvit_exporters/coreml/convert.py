@@ -25,6 +25,7 @@ from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
 from nextvit_exporters.passes.normalize_input import MEAN
 from nextvit_exporters.scopes import graph_scopes
+from nextvit_exporters.signals import held
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
 INPUT: Final = "image"
@@ -68,7 +69,7 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
     for node in graph.graph.nodes:
         node.meta.setdefault("source", node.name)  # see _first_name
     scopes = graph_scopes(graph)
-    with heard():
+    with heard(), held([]):  # torch.export imports what swallows an interruption
         program = _export(spec, graph)
         sources = _rename(program, scopes) | _parameters(program, graph)
         kept = {node.name for node in graph.graph.nodes if name_of(node) in asked.keep_fp32}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from nextvit_exporters.coreml.convert import INPUT, of_spec, shapes
-from nextvit_exporters.coreml.program import SPECIFICATION, Feature, Package
+from nextvit_exporters.coreml.program import SPECIFICATION, WEIGHTS, WEIGHTS_SHA256, Feature, Package
 from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.spec import ExportSpec, InputKind
 
 
 def check_offer(spec: ExportSpec, package: Package) -> None:
-    """Raise BuildFailed where the package takes another input, or runs on other releases, than ``spec`` says."""
+    """Raise BuildFailed where the package takes another input, or runs on other releases, than ``spec`` says.
+
+    So too where it doesn't name its weights any more, as every package of this tool does.
+    """
     asked = of_spec(spec)
     if package.specification != SPECIFICATION[asked.ios]:
         raise BuildFailed(
             f"{package.path.name} is of specification {package.specification}, and iOS {asked.ios} was asked for, "
             f"which is {SPECIFICATION[asked.ios]}; export it again"
         )
+    if WEIGHTS in package.files and WEIGHTS_SHA256 not in package.metadata:
+        raise BuildFailed(f"{package.path.name} doesn't say which weights it was written with; export it again")
     wanted = _input(spec)
     for each in package.inputs:
         found = each.kind, each.shape, sorted(each.allowed), each.ranges

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
+from nextvit_exporters.signals import held
 from nextvit_exporters.spec import ExportSpec, Precision
 from nextvit_exporters.tensorrt.backends import Backend, Module, gpu, sm
-from nextvit_exporters.tensorrt.listening import BuildLog, Interruption, held, logger, monitor
+from nextvit_exporters.tensorrt.listening import BuildLog, Interruption, logger, monitor
 
 _MIB: Final = 1 << 20
 
@@ -37,7 +38,7 @@ def parsed(module: Module, data: bytes, log: BuildLog | None = None) -> Iterator
     Raises BuildFailed with the parser's reasons, and UnsupportedSpec where strong typing is missing.
     """
     log = BuildLog() if log is None else log
-    with held(Interruption()), _network(module, data, log) as (_, network):
+    with held([]), _network(module, data, log) as (_, network):
         yield network
 
 
@@ -58,7 +59,7 @@ def build_engine(
     if engine is None:
         raise ValueError("the spec asks for no engine")
     log, interruption = BuildLog(), Interruption()
-    with held(interruption), _network(module, model, log) as (builder, network):
+    with held(interruption.signals), _network(module, model, log) as (builder, network):
         config = builder.create_builder_config()
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         config.progress_monitor = monitor(module, on_step, interruption)

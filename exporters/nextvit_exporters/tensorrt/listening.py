@@ -6,12 +6,8 @@ destroyed. Errors come through the log all the same.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Final
 
 from nextvit_exporters.tensorrt.backends import Module
@@ -71,32 +67,6 @@ class Interruption:
         """Raise what waits, if anything does."""
         if self.raised is not None:
             raise self.raised
-
-
-@contextmanager
-def held(interruption: Interruption) -> Iterator[None]:
-    """Keep signals that Python handles until TensorRT has let go; then the first of them is handled as ever."""
-    if threading.current_thread() is not threading.main_thread():  # signals never come here
-        yield
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    earlier = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
-    ours = {number: handler for number, handler in earlier.items() if callable(handler)}
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        del frame
-        interruption.signals.append(number)
-
-    for number in ours:
-        signal.signal(number, keep)
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-        if interruption.signals:
-            first = signal.Signals(interruption.signals[0])
-            ours[first](first, None)
 
 
 def monitor(module: Module, on_step: Callable[[str], None], interruption: Interruption) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters import to_coreml
+from nextvit_exporters.coreml import convert
 from nextvit_exporters.coreml.convert import SUFFIXES, known, labels_of, of_spec, shapes, to_model
 from nextvit_exporters.coreml.program import Operation, Package, modules_of
 from nextvit_exporters.coreml_spec import CoreMLSpec
@@ -256,6 +258,16 @@ def test_what_torch_cannot_export_is_one_line() -> None:
     with pytest.raises(BuildFailed, match=r"^torch\.export refused the graph: ") as refusal:
         to_model(toy_spec(CoreMLSpec(16, "logits", flexible=(32, 64))), g.cast(made, torch.float32))
     assert str(refusal.value).isprintable()
+
+
+def test_an_interruption_that_torch_swallows_is_raised_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallows(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AttributeError("half imported")
+
+    monkeypatch.setattr(convert, "_export", swallows)
+    with pytest.raises(KeyboardInterrupt):
+        to_model(toy_spec(CoreMLSpec(16)), g.cast(toy(Classes()), torch.float32))
 
 
 def test_the_graph_is_left_as_it_is() -> None:

@@ -292,7 +292,7 @@ def test_an_artefact_that_is_none(tmp_path: Path, command: str, data: bytes | No
 def test_an_artefact_of_no_target(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     path.touch()
-    assert refusal("verify", path) == "model.tflite is no artefact of onnx, tensorrt"
+    assert refusal("verify", path) == "model.tflite is no artefact of coreml, onnx, tensorrt"
     (tmp_path / "folder.onnx").mkdir()
     assert "there is no file" in refusal("verify", tmp_path / "folder.onnx")
 

@@ -57,7 +57,7 @@ def test_a_failed_proof_hands_nothing_on_and_says_so(tmp_path: Path, monkeypatch
     ran = call("trt", "--fp16", "--output", tmp_path / "out", "--kit", tmp_path / "kit", "--json")
     assert (ran.status, ran.json["verdict"]) == (3, "failed")
     assert targets.PRECISION_COST in ran.err
-    assert any("so no kit and no model repository was written" in note for note in ran.json["notes"])
+    assert any("the proof failed, so nothing was written for --kit" in note for note in ran.json["notes"])
     assert not (tmp_path / "kit").exists()
 
 

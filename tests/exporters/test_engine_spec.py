@@ -83,4 +83,5 @@ def test_the_file_name_holds_what_tells_two_engines_apart() -> None:
 def test_channels_last_is_the_shape_of_the_input() -> None:
     assert SPEC.input_shape == (8, 3, 224, 256)
     assert replace(SPEC, input=InputKind.UINT8_NHWC).input_shape == (8, 224, 256, 3)
-    assert [each.is_uint8 for each in InputKind] == [False, False, True, True]
+    assert [each for each in InputKind if each.is_uint8] == [InputKind.UINT8, InputKind.UINT8_NHWC]
+    assert [each for each in InputKind if each.channels_last] == [InputKind.UINT8_NHWC, InputKind.IMAGE]

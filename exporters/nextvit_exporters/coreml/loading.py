@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -71,6 +72,17 @@ def part(name: str) -> ModuleType:
         return importlib.import_module(f"coremltools.{name}")
 
 
+def _let_go(error: BaseException) -> None:
+    """Drop what the frames of an error, and of what caused it, hold.
+
+    coremltools' frames hold temporary folders, and Python warns of those that go without a word, whenever that is.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
+
+
 @contextmanager
 def heard() -> Iterator[list[str]]:
     """Everything coremltools says in the block, line by line, in place of the terminal."""
@@ -82,6 +94,9 @@ def heard() -> Iterator[list[str]]:
         _LISTENER.listeners += 1
         try:
             yield lines
+        except Exception as error:
+            _let_go(error)
+            raise
         finally:
             for warning in caught:
                 _LISTENER.hear(f"{warning.category.__name__}: {warning.message}")

@@ -50,8 +50,6 @@ _LISTENER: Final = _Listener()
 @functools.cache
 def coremltools() -> ModuleType:
     """The package; raises MissingExtra where it is not installed."""
-    logger = logging.getLogger("coremltools")
-    logger.handlers, logger.propagate = [_LISTENER], False
     with heard():
         try:
             package = importlib.import_module("coremltools")
@@ -86,6 +84,8 @@ def _let_go(error: BaseException) -> None:
 @contextmanager
 def heard() -> Iterator[list[str]]:
     """Everything coremltools says in the block, line by line, in place of the terminal."""
+    logger = logging.getLogger("coremltools")
+    logger.handlers, logger.propagate = [_LISTENER], False
     start, printed = len(_LISTENER.lines), StringIO()
     lines: list[str] = []
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(printed):

@@ -12,19 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from benchmarks import coreml_ops
 from benchmarks.pairs import Pairs, interleave
+from benchmarks.whole_command import cost, tell
 from nextvit_exporters import to_coreml
 from nextvit_exporters.spec import ExportSpec
 from nextvit_models.config import VARIANTS
@@ -45,37 +42,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     name, size, rounds = f"nextvit_{arguments.variant}", arguments.size, arguments.rounds
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder, f"{name}.pth")
-        torch.save(randomise(NextViT(VARIANTS[name]), seed=0).state_dict(), checkpoint)
-        runs = [_run(checkpoint, size, Path(folder, "out")) for _ in range(rounds)]
-    seconds, gigabytes = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
+    seconds, gigabytes = cost(name, size, rounds, ["coreml"])
     judged = (arguments.variant, size) == JUDGED
     print(f"{name} at {size}, FP16 classifier for iOS 16, {rounds} rounds on {os.cpu_count()} cores")
-    _tell("whole command", seconds, "s", SECONDS_BOUND if judged else None)
-    _tell("peak memory", gigabytes, "GB", MEMORY_BOUND if judged else None)
+    tell("whole command", seconds, "s", SECONDS_BOUND if judged else None)
+    tell("peak memory", gigabytes, "GB", MEMORY_BOUND if judged else None)
     pairs = _conversions(name, size, rounds)
     print(f"  conversion alone, ours over the usual: {pairs}")
-    _tell("conversion", pairs.ratio, "times the usual", RATIO_BOUND if judged else None)
+    tell("conversion", pairs.ratio, "times the usual", RATIO_BOUND if judged else None)
     return 0
-
-
-def _tell(what: str, value: float, unit: str, bound: float | None) -> None:
-    verdict = "" if bound is None else f"; bound {bound:g} {unit}: {'met' if value <= bound else 'MISSED'}"
-    print(f"  {what:14} {value:.2f} {unit}{verdict}", flush=True)
-
-
-def _run(checkpoint: Path, size: int, output: Path) -> tuple[float, float]:
-    """Seconds, and gigabytes at the peak."""
-    command = [sys.executable, "-m", "nextvit_deploy", "coreml", str(checkpoint), "--size", str(size)]
-    start = time.perf_counter()
-    process = subprocess.Popen([*command, "--output", str(output), "--quiet"])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"the export failed with status {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e9
 
 
 def _conversions(name: str, size: int, rounds: int) -> Pairs:

@@ -9,18 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
-import torch
-
-from nextvit_models.config import VARIANTS
-from nextvit_models.nextvit import NextViT
-from tests.harness import randomise
+from benchmarks.whole_command import cost, tell
 
 SECONDS_BOUND = 60.0
 MEMORY_BOUND = 3.0
@@ -34,34 +25,13 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    name = f"nextvit_{arguments.variant}"
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder, f"{name}.pth")
-        torch.save(randomise(NextViT(VARIANTS[name]), seed=0).state_dict(), checkpoint)
-        runs = [_run(checkpoint, arguments.size, Path(folder, "out")) for _ in range(arguments.rounds)]
-    seconds, gigabytes = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
-    print(f"{name} at {arguments.size}, FP16 engine for a T4, {arguments.rounds} rounds on {os.cpu_count()} cores")
-    for what, value, unit, bound in (
-        ("whole command", seconds, "s", SECONDS_BOUND),
-        ("peak memory", gigabytes, "GB", MEMORY_BOUND),
-    ):
-        judged = (arguments.variant, arguments.size) == JUDGED
-        verdict = f"; bound {bound:.0f} {unit}: {'met' if value <= bound else 'MISSED'}" if judged else ""
-        print(f"  {what:14} {value:.2f} {unit}{verdict}")
+    name, size, rounds = f"nextvit_{arguments.variant}", arguments.size, arguments.rounds
+    seconds, gigabytes = cost(name, size, rounds, ["trt", "--fp16", "--backend", "tensorrt-rtx"])
+    judged = (arguments.variant, size) == JUDGED
+    print(f"{name} at {size}, FP16 engine for a T4, {rounds} rounds on {os.cpu_count()} cores")
+    tell("whole command", seconds, "s", SECONDS_BOUND if judged else None)
+    tell("peak memory", gigabytes, "GB", MEMORY_BOUND if judged else None)
     return 0
-
-
-def _run(checkpoint: Path, size: int, output: Path) -> tuple[float, float]:
-    """Seconds, and gigabytes at the peak."""
-    command = [sys.executable, "-m", "nextvit_deploy", "trt", str(checkpoint), "--fp16", "--size", str(size)]
-    start = time.perf_counter()
-    process = subprocess.Popen([*command, "--backend", "tensorrt-rtx", "--output", str(output), "--quiet"])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"the export failed with status {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e9
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from nextvit_deploy.folders import Kind, check_place
 from nextvit_deploy.kit.build import check_kit_place, write_kit
 from nextvit_deploy.manifest import Manifest, manifest_path
 from nextvit_deploy.outputs import check_writable
-from nextvit_deploy.references import LOGITS, artefact_inputs
+from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.request import EngineRequest, Request
 from nextvit_deploy.swift import check_swift_place, write_swift
 from nextvit_deploy.triton import check_triton_place, write_triton
@@ -20,7 +20,7 @@ from nextvit_exporters import targets
 from nextvit_exporters.coreml.convert import labels_of
 from nextvit_exporters.coreml.program import MANIFEST_JSON, MODEL, WEIGHTS
 from nextvit_exporters.errors import UnsupportedSpec
-from nextvit_exporters.executors.base import Arrays
+from nextvit_exporters.executors.base import LOGITS, Arrays
 from nextvit_exporters.spec import ExportSpec
 
 PACKAGE: Final = Kind(

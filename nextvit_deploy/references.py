@@ -13,11 +13,9 @@ from torch import Tensor, fx, nn
 from nextvit_deploy.data import ImageSet
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.executors.base import Array, Arrays
+from nextvit_exporters.executors.base import FEATURES, LOGITS, PROBABILITIES, Array, Arrays
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
-LOGITS: Final = "logits"
-PROBABILITIES: Final = "probabilities"
 _AT_A_TIME: Final = 4
 """Images per PyTorch batch: enough to be quick, little enough to leave peak memory alone."""
 
@@ -95,7 +93,7 @@ def _named(spec: ExportSpec, tensors: tuple[Tensor, ...]) -> dict[str, Array]:
     """A model's results under the names that the artefact gives them."""
     head = "logits" if spec.coreml is None else spec.coreml.head
     if head == "features":
-        return {f"stage{number}": tensor.numpy() for number, tensor in enumerate(tensors, 1)}
+        return {name: tensor.numpy() for name, tensor in zip(FEATURES, tensors, strict=True)}
     logits = tensors[0]
     if head == "logits":
         return {LOGITS: logits.numpy()}

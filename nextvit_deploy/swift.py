@@ -29,8 +29,8 @@ from nextvit_deploy.swift_source import swift_source
 from nextvit_exporters.coreml.program import Package
 from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.errors import UnsupportedSpec
-from nextvit_exporters.executors import mil
-from nextvit_exporters.executors.base import Array
+from nextvit_exporters.executors.base import LOGITS, PROBABILITIES, Array
+from nextvit_exporters.executors.mil import MilReference
 from nextvit_exporters.files import sha256_of
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
@@ -137,7 +137,7 @@ def _head(spec: ExportSpec) -> str:
 
 
 def _answer(head: str) -> str:
-    return mil.PROBABILITIES if head == "classify" else mil.LOGITS
+    return PROBABILITIES if head == "classify" else LOGITS
 
 
 def _check_given(spec: ExportSpec, images: ImageSet, answers: Array, labels: Sequence[str]) -> None:
@@ -161,10 +161,10 @@ def _measure(spec: ExportSpec, package: Package, golden: Array, answer: Array, o
     """Three times what the worse of two emulations is off, and never less than rounding alone explains."""
     worst = 0.0
     for mode in ("emulated", "pessimistic") if spec.precision is Precision.FP16 else ("emulated",):
-        with mil.MilReference(package, mode) as reference:
+        with MilReference(package, mode) as reference:
             found = reference.run({package.inputs[0].name: golden})[output]
         worst = max(worst, float(np.abs(found.astype(np.float64)[0] - answer).max()))
-    least = LEAST[spec.precision] * (1.0 if output == mil.PROBABILITIES else float(np.abs(answer).max()))
+    least = LEAST[spec.precision] * (1.0 if output == PROBABILITIES else float(np.abs(answer).max()))
     return _Tolerance(
         max(SPREAD * worst, least),
         f"{SPREAD:.0f} times {worst:.1e}, the largest difference from PyTorch float32 over all classes of this input "

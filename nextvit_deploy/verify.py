@@ -18,12 +18,12 @@ import numpy as np
 
 from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, noise_images
-from nextvit_deploy.references import LOGITS, Cases, Reference, artefact_inputs, expected_of
+from nextvit_deploy.references import Cases, Reference, artefact_inputs, expected_of
 from nextvit_exporters import targets
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import DeployError, MissingExtra, NotExecutable, VerificationFailed
-from nextvit_exporters.executors.base import Array, Arrays, Executor, Observant
+from nextvit_exporters.executors.base import LOGITS, Array, Arrays, Executor, Observant
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.spec import ExportSpec, Tolerance
 

@@ -31,7 +31,7 @@ from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.coreml.report import describe, dtypes_of
 from nextvit_exporters.coreml_spec import About
 from nextvit_exporters.errors import UnsupportedSpec
-from nextvit_exporters.executors.base import Array, Executor
+from nextvit_exporters.executors.base import FEATURES, LOGITS, Array, Executor
 from nextvit_exporters.executors.coreml_device import devices, why_not_here
 from nextvit_exporters.executors.mil import MilReference, Mode
 from nextvit_exporters.files import atomic_path, atomic_write
@@ -299,8 +299,8 @@ def _descriptions(spec: ExportSpec) -> dict[str, str]:
         INPUT: f"{steps}; {normal}",
         "classLabel": "the class of the highest probability",
         "classLabel_probs": "the probability of each class; they add up to one",
-        "logits": f"(B, {spec.num_classes}), before the softmax",
-        **{f"stage{number}": f"feature map of stage {number}, stride {2 ** (number + 1)}" for number in range(1, 5)},
+        LOGITS: f"(B, {spec.num_classes}), before the softmax",
+        **{name: f"feature map of stage {at}, stride {2 ** (at + 1)}" for at, name in enumerate(FEATURES, 1)},
     }
 
 

@@ -163,7 +163,7 @@ def test_what_activations_are_calibrated_on_is_recorded() -> None:
     assert marks[0] == marks[1] != marks[2]
     assert all(mark is not None and len(mark) == 64 for mark in marks)
     with pytest.raises(ValueError, match="int8 activations need images to calibrate on"):
-        to_coreml._compressed(spec, Converted(None, {}, {}), None, lambda _: None)
+        to_coreml._compressed(spec, Converted(None, {}), None, lambda _: None)
 
 
 def test_a_picture_needs_the_pass_that_normalises_it() -> None:

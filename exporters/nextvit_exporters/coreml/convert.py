@@ -23,15 +23,13 @@ from nextvit_exporters.coreml.loading import coremltools, heard
 from nextvit_exporters.coreml.overflow import name_of
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
+from nextvit_exporters.executors.base import FEATURES, LOGITS, PROBABILITIES
 from nextvit_exporters.passes.normalize_input import MEAN
 from nextvit_exporters.scopes import graph_scopes
 from nextvit_exporters.signals import held
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
 INPUT: Final = "image"
-LOGITS: Final = "logits"
-PROBABILITIES: Final = "probabilities"
-FEATURES: Final = ("stage1", "stage2", "stage3", "stage4")
 SUFFIXES: Final = ("_cast_fp16", "_to_fp16", "_cast_fp32", "_quantized", "_palettized")
 """What coremltools appends to a name where it casts or compresses."""
 
@@ -40,12 +38,11 @@ SUFFIXES: Final = ("_cast_fp16", "_to_fp16", "_cast_fp32", "_quantized", "_palet
 class Converted:
     """A coremltools model that is not saved yet.
 
-    ``sources`` tells of its names which node of the traced graph they come from, ``modules`` which module; both hold
-    operations and parameters, without the suffixes that coremltools appends.
+    ``modules`` tells of its operations and parameters, by their names without the suffixes that coremltools appends,
+    which torch module they come from.
     """
 
     model: Any
-    sources: Mapping[str, str]
     modules: Mapping[str, str]
 
 
@@ -85,7 +82,7 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
             )
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
             raise BuildFailed(_why(error)) from error
-    return Converted(model, sources, {name: scopes[source] for name, source in sources.items()})
+    return Converted(model, {name: scopes[source] for name, source in sources.items()})
 
 
 def _why(error: Exception) -> str:

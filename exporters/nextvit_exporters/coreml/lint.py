@@ -19,7 +19,6 @@ from nextvit_exporters.coreml.program import (
     Package,
     Program,
     TensorType,
-    float_of,
     modules_of,
 )
 
@@ -119,7 +118,7 @@ class _View:
         """A constant parameter's numbers; none where it is missing or computed."""
         for bound in operation.inputs.get(parameter, ()):
             held = bound if isinstance(bound, Constant) else self.constants.get(bound)
-            return () if held is None else tuple(float_of(each) for each in held.data.reshape(-1))
+            return () if held is None else tuple(float(each) for each in held.data.reshape(-1))
         return ()
 
 

@@ -6,12 +6,12 @@ Names of operations, parameters and types are those of the MIL specification (``
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 SPECIFICATION: Final[Mapping[int, int]] = {15: 6, 16: 7, 17: 8, 18: 9, 26: 10}
@@ -137,8 +137,6 @@ class Package:
 
 def modules_of(package: Package) -> Mapping[str, str]:
     """The torch module each operation comes from, by the operation's first output; what is missing is not known."""
-    import json
-
     try:
         found: object = json.loads(package.metadata.get(MODULES, "{}"))
     except (ValueError, RecursionError):
@@ -155,8 +153,3 @@ WEIGHTS_SHA256: Final = "nextvit_deploy.weights_sha256"
 WEIGHTS: Final = "Data/com.apple.CoreML/weights/weight.bin"
 MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
 MANIFEST_JSON: Final = "Manifest.json"
-
-
-def float_of(value: object) -> float:
-    """A number out of a constant's array."""
-    return float(np.asarray(value).reshape(-1)[0])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+LOGITS: Final = "logits"
+PROBABILITIES: Final = "probabilities"
+FEATURES: Final = ("stage1", "stage2", "stage3", "stage4")
+"""What outputs are called wherever they are compared, whatever an artefact calls them."""
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]

@@ -21,7 +21,7 @@ from nextvit_exporters.coreml.loading import coremltools, heard
 from nextvit_exporters.coreml.program import Feature, Package
 from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.errors import BuildFailed, NotExecutable, UnsupportedSpec, VerificationFailed
-from nextvit_exporters.executors.base import Array, Arrays
+from nextvit_exporters.executors.base import PROBABILITIES, Array, Arrays
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,8 +30,6 @@ UNITS: Final[Mapping[str, str]] = MappingProxyType(
     {"cpuOnly": "CPU_ONLY", "cpuAndGPU": "CPU_AND_GPU", "cpuAndNeuralEngine": "CPU_AND_NE", "all": "ALL"}
 )
 """The choices of compute units as Swift names them, and coremltools' names."""
-PROBABILITIES: Final = "probabilities"
-"""What a classifier's probabilities are called here, whatever the package calls them."""
 _NATIVE: Final = "libcoremlpython*"
 _LOADED: Final = "__proxy__"
 """What coremltools' model holds of Core ML's; None where that could not be loaded, which is only warned of."""

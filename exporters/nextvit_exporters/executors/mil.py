@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from nextvit_exporters.coreml.headroom import Meter
 from nextvit_exporters.coreml.program import Feature, Operation, Package, modules_of
 from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.errors import NotExecutable, UnsupportedSpec, VerificationFailed
-from nextvit_exporters.executors.base import Array, Arrays
+from nextvit_exporters.executors.base import LOGITS, PROBABILITIES, Array, Arrays
 from nextvit_exporters.executors.mil_ops import SUMS_OF_PRODUCTS
 from nextvit_exporters.executors.mil_program import ProgramReference, See
 from nextvit_exporters.executors.mil_rounding import PRODUCTS_BETWEEN_ROUNDINGS, Arithmetic
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Mode = Literal["exact", "emulated", "pessimistic", "unrounded"]
-PROBABILITIES: Final = "probabilities"
-LOGITS: Final = "logits"
-"""What a classifier's arrays are called here, whatever the package calls them."""
 
 
 class MilReference:

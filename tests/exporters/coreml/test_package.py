@@ -181,7 +181,7 @@ def test_what_coremltools_cannot_save_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.mlpackage"
     path.mkdir()
     with pytest.raises(BuildFailed, match=r"^coremltools could not save the package: no such thing$"):
-        write_package(Converted(Refuses(), {}, {}), path, ABOUT, {}, {})
+        write_package(Converted(Refuses(), {}), path, ABOUT, {}, {})
     assert contents(tmp_path) == {}
 
 

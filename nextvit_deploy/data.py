@@ -80,6 +80,66 @@ class ImageSet:
         return hashlib.sha256(header.encode() + self.pixels.tobytes()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of a folder that are read when they are asked for, so that memory doesn't grow with their number.
+
+    ``size`` is (height, width) in pixels; ``total`` counts what else the folder holds.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    total: int
+    size: tuple[int, int]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Where each picture is in the folder."""
+        return tuple(path.relative_to(self.folder).as_posix() for path in self.paths)
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """Each picture's class folder, None where there is none."""
+        return tuple(_label(path.relative_to(self.folder)) for path in self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' bytes in their order, and of what becomes of them; reads every file, decodes none."""
+        digest = hashlib.sha256(f"{self.size} {sorted(self.preprocessing.as_dict().items())} ".encode())
+        for path in self.paths:
+            digest.update(hashlib.sha256(_bytes_of(path, self.folder)).digest())
+        return digest.hexdigest()
+
+    def read(self, start: int = 0, stop: int | None = None) -> ImageSet:
+        """Those from ``start`` to before ``stop``; raises DeployError naming what can't be read."""
+        some = slice(start, stop)
+        return ImageSet(
+            pixels=_read_all(self.paths[some], self.folder, self.size, self.preprocessing),
+            preprocessing=self.preprocessing,
+            names=self.names[some],
+            labels=self.labels[some],
+            source=f"{self.total} images in {self.folder.resolve().name}, {len(self.paths[some])} used",
+        )
+
+
+def find_pictures(folder: Path, limit: int | None, size: tuple[int, int], preprocessing: Preprocessing) -> Pictures:
+    """The first ``limit`` pictures of a folder, all where it is None, one of each subfolder in turn; none is read.
+
+    ``size`` is (height, width) in pixels. Raises DeployError when there is no picture, or the folder can't be listed.
+    """
+    if limit is not None and limit < 1:
+        raise DeployError(f"asked for {limit} images; ask for at least 1")
+    groups = _find(folder)
+    paths = tuple(islice(_in_turns(groups), limit))
+    if not paths:
+        raise DeployError(f"no image in {folder}; it takes {', '.join(sorted(SUFFIXES))}")
+    return Pictures(folder, paths, sum(len(group) for group in groups), size, preprocessing)
+
+
 def load_images(folder: Path, limit: int, size: tuple[int, int], preprocessing: Preprocessing) -> ImageSet:
     """Read up to ``limit`` pictures below ``folder`` and cut them to ``size`` (height, width).
 
@@ -87,20 +147,7 @@ def load_images(folder: Path, limit: int, size: tuple[int, int], preprocessing: 
     names, so that a few pictures already show many classes. Raises DeployError when there is no picture, or when one
     that was to be used cannot be read: none is skipped.
     """
-    if limit < 1:
-        raise DeployError(f"asked for {limit} images; ask for at least 1")
-    groups = _find(folder)
-    paths = list(islice(_in_turns(groups), limit))
-    total = sum(len(group) for group in groups)
-    if not paths:
-        raise DeployError(f"no image in {folder}; it takes {', '.join(sorted(SUFFIXES))}")
-    return ImageSet(
-        pixels=_read_all(paths, folder, size, preprocessing),
-        preprocessing=preprocessing,
-        names=tuple(path.relative_to(folder).as_posix() for path in paths),
-        labels=tuple(_label(path.relative_to(folder)) for path in paths),
-        source=f"{total} images in {folder.resolve().name}, {len(paths)} used",
-    )
+    return find_pictures(folder, limit, size, preprocessing).read()
 
 
 def noise_images(count: int, size: tuple[int, int], preprocessing: Preprocessing, seed: int) -> ImageSet:
@@ -178,6 +225,14 @@ def _is_picture(name: str) -> bool:
 def _in_turns(groups: Sequence[Sequence[Path]]) -> Iterator[Path]:
     """The first of each group, then the second of each, and so on."""
     return (path for row in zip_longest(*groups) for path in row if path is not None)
+
+
+def _bytes_of(path: Path, folder: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        name = path.relative_to(folder).as_posix()
+        raise DeployError(f"{name} in {folder} cannot be read: {error.strerror}; repair or remove it") from error
 
 
 def _label(path: Path) -> str | None:

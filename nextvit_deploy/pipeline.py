@@ -27,7 +27,7 @@ from nextvit_exporters import targets
 from nextvit_exporters.errors import CheckpointMismatch
 from nextvit_exporters.passes.base import PassRecord, run_passes
 from nextvit_exporters.spec import Artifact, ExportSpec
-from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
+from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK, Saved
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
 from nextvit_models.nextvit import backbone_of
@@ -96,13 +96,7 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         saved = read(target, path)
         recorded, source = saved.provenance, target.source(path)
         checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
-        names = v.Names(target.INPUT, target.OUTPUT)
-        if recorded:
-            made = recorded_spec(recorded)
-            check_same_model(path, made, checkpoint)
-        else:
-            stranger = strange_package if source.is_dir() else strangers_spec
-            made, names = stranger(source, spec_for(request, checkpoint))
+        made, names = identify(path, saved, request, checkpoint)
         spec = target.adopt(made, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
@@ -123,6 +117,22 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         checks = v.verify(spec, path, cases, references, names)
         notes = (*notes, *target.remarks(path))
     return manifest_of(spec, info, Artifact.of(path), passes, saved, checks, notes, clock.seconds)
+
+
+def identify(path: Path, saved: Saved, request: Request, checkpoint: Checkpoint) -> tuple[ExportSpec, v.Names]:
+    """The spec behind an artefact, as it records or a stranger's shows, and what its input and output are called.
+
+    ``saved`` is what ``origin.read`` found in it. Raises CheckpointMismatch where it can't belong to ``checkpoint``,
+    UnsupportedSpec where it is no classifier of images.
+    """
+    target = targets.of_file(path)
+    if saved.provenance:
+        made = recorded_spec(saved.provenance)
+        check_same_model(path, made, checkpoint)
+        return made, v.Names(target.INPUT, target.OUTPUT)
+    source = target.source(path)
+    stranger = strange_package if source.is_dir() else strangers_spec
+    return stranger(source, spec_for(request, checkpoint))
 
 
 def certify(request: Request, on_step: OnStep) -> tuple[ExportSpec, tuple[PassRecord, ...], tuple[str, ...]]:

@@ -122,7 +122,7 @@ def onnx_outputs(spec: ExportSpec, path: Path, cases: Cases, names: Names) -> Re
     Raises BuildFailed where ONNX Runtime can't execute it.
     """
     with OnnxRuntime(path, "unrounded") as executor:
-        outputs = [_run_batched(spec, executor, artefact_inputs(spec, images), names) for _, images in cases]
+        outputs = [run_batched(spec, executor, artefact_inputs(spec, images), names) for _, images in cases]
     return Reference(f"{executor.name}, the ONNX file", outputs)
 
 
@@ -180,7 +180,7 @@ def overall(checks: Sequence[Check]) -> Verdict:
 def _execute(spec: ExportSpec, executor: Executor, cases: Cases, names: Names) -> Answer:
     try:
         with executor as running:
-            return [_run_batched(spec, running, artefact_inputs(spec, images), names) for _, images in cases]
+            return [run_batched(spec, running, artefact_inputs(spec, images), names) for _, images in cases]
     except DeployError as error:
         return error
 
@@ -214,7 +214,7 @@ def _judge_case(actual: Arrays, expected: Arrays, tolerance: Tolerance, blank: C
     return replace(blank, verdict=verdict, why="; ".join(wrong), comparisons=comparisons)
 
 
-def _run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Names) -> dict[str, Array]:
+def run_batched(spec: ExportSpec, executor: Executor, inputs: Array, names: Names) -> dict[str, Array]:
     """Feed a static batch in full: the last one is filled up by repeating images, and cut again.
 
     Raises VerificationFailed when the artefact returns something else than one row for each image.

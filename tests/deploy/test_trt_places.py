@@ -112,7 +112,7 @@ class Counting:
 def test_an_engine_is_fed_what_it_takes(images: int, batch: Range, expected: list[int]) -> None:
     executor, spec = Counting(), ranged(batch)
     inputs = artefact_inputs(spec, noise_images(images, (64, 64), Preprocessing(), seed=1))
-    rows = v._run_batched(spec, executor, inputs, v.Names("image", "logits"))["logits"]
+    rows = v.run_batched(spec, executor, inputs, v.Names("image", "logits"))["logits"]
     assert len(rows) == images
     assert executor.batches == expected
 

@@ -200,7 +200,7 @@ def test_batches_are_full_and_in_order(demo_spec: ExportSpec, batch: int, sizes:
     images = load_images(DEMO_IMAGES, 8, (64, 64), demo_spec.preprocessing)
     inputs = artefact_inputs(demo_spec, images)
     echo = Echo()
-    rows = v._run_batched(replace(demo_spec, batch=batch), echo, inputs, Names("x", "y"))["logits"]
+    rows = v.run_batched(replace(demo_spec, batch=batch), echo, inputs, Names("x", "y"))["logits"]
     assert [len(each) for each in echo.batches] == sizes
     np.testing.assert_allclose(rows.astype(np.float64)[:, 0], inputs.astype(np.float64).sum(axis=(1, 2, 3)))
     last = echo.batches[-1]
@@ -224,7 +224,7 @@ def test_the_artefact_gets_what_it_reads(demo_spec: ExportSpec, kind: InputKind)
 def test_an_executor_without_the_output_is_refused(demo_spec: ExportSpec) -> None:
     inputs = np.ones((1, 3, 4, 4), np.float32)
     with pytest.raises(VerificationFailed, match="the file returns y, not 'z'"):
-        v._run_batched(demo_spec, Echo(), inputs, Names("x", "z"))
+        v.run_batched(demo_spec, Echo(), inputs, Names("x", "z"))
     assert issubclass(VerificationFailed, DeployError)
 
 

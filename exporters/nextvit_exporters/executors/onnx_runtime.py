@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from nextvit_exporters.errors import BuildFailed
@@ -32,7 +33,8 @@ _REFUSALS: Final[tuple[type[Exception], ...]] = (
 class OnnxRuntime:
     """Executes a saved ONNX file; see ``onnx_float`` for what ``exact`` and ``emulated`` do to FP16.
 
-    The mode ``unrounded`` is exact, and leaves the rounding of QuantizeLinear out as well.
+    The mode ``unrounded`` is exact, and leaves the rounding of QuantizeLinear out as well. It runs on as many threads
+    as torch does when it is entered: how sums are split among threads can change their last bits.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -47,6 +49,7 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         model = self._model()
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

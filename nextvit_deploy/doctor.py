@@ -33,7 +33,8 @@ TRT: Final = ("tensorrt-cu12", "cuda-bindings")
 TRT_RTX: Final = ("tensorrt-rtx-cu12",)
 PYCUDA: Final = ("pycuda",)
 COREML: Final = ("coremltools",)
-EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML)
+RAY: Final = ("ray",)
+EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML, *RAY)
 """What the lanes beyond the core ask for."""
 OTHERS: Final = ("timm",)
 """Not needed by any lane, but worth knowing when checkpoints come from it."""
@@ -134,6 +135,7 @@ def lanes(
             system,
         ),
         _with_wheels(_lane("coreml", _core_ml(system), COREML, versions, "coreml"), system, processor),
+        _ray(_lane("ray", "shares the work among a Ray cluster's machines", RAY, versions, "ray"), system, processor),
     )
 
 
@@ -183,6 +185,14 @@ def _with_wheels(lane: Lane, system: str, processor: str | None) -> Lane:
         return lane
     name = {"win32": "Windows", "linux": f"Linux on {processor}"}.get(system, system)
     return replace(lane, reason=f"there is no coremltools for {name}; use macOS, or Linux on x86-64", remedy=None)
+
+
+def _ray(lane: Lane, system: str, processor: str | None) -> Lane:
+    """The lane of Ray, which has no wheels for Macs with Intel's processors."""
+    if lane.works or system != "darwin" or (processor or platform.machine()) == "arm64":
+        return lane
+    reason = "there is no ray for Macs with Intel's processors; use --workers"
+    return replace(lane, reason=reason, remedy=None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def by_name(
 
 def test_all_lanes_work_when_all_is_installed() -> None:
     found = by_name(ALL)
-    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml"]
+    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml", "ray"]
     assert all(works and remedy is None for works, _, remedy in found.values())
     assert found["trt-rtx"][1] == "builds TensorRT-RTX engines without a GPU"
     assert [lane.name for lane in doctor.lanes(ALL)] == list(found)
@@ -52,6 +52,7 @@ def test_each_package_of_the_core_is_needed(missing: str) -> None:
         ("cuda-bindings", "trt"),
         ("pycuda", "pycuda"),
         ("coremltools", "coreml"),
+        ("ray", "ray"),
     ],
 )
 def test_a_lane_names_its_extra(missing: str, lane: str) -> None:
@@ -97,6 +98,14 @@ def test_there_are_no_wheels_of_coremltools_everywhere(system: str, processor: s
     reason = f"there is no coremltools for {name}; use macOS, or Linux on x86-64"
     assert found["coreml"] == (False, reason, None)
     assert by_name(ALL, T4, system, processor)["coreml"][0], "somebody built it"
+
+
+def test_there_are_no_wheels_of_ray_for_old_macs() -> None:
+    missing = ALL | {"ray": None}
+    reason = "there is no ray for Macs with Intel's processors; use --workers"
+    assert by_name(missing, NONE, "darwin", "x86_64")["ray"] == (False, reason, None)
+    assert by_name(missing, NONE, "darwin", "arm64")["ray"][2] == "pip install 'nextvit-deploy[ray]'"
+    assert by_name(ALL, NONE, "darwin", "x86_64")["ray"][0], "somebody built it"
 
 
 def test_core_ml_itself_is_asked_on_a_mac() -> None:
@@ -155,6 +164,7 @@ def test_the_lists_are_those_of_the_distribution() -> None:
         "trt-rtx": doctor.TRT_RTX,
         "pycuda": doctor.PYCUDA,
         "coreml": doctor.COREML,
+        "ray": doctor.RAY,
     }
     for extra, names in extras.items():
         found = {_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)}
@@ -180,15 +190,16 @@ def _name(requirement: str) -> str:
 @pytest.mark.parametrize(
     ("system", "machine", "wanted"),
     [
-        ("darwin", "arm64", {"coremltools"}),
-        ("linux", "aarch64", {"tensorrt-cu12", "cuda-bindings"}),
-        ("linux", "x86_64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12", "coremltools"}),
-        ("win32", "AMD64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12"}),
+        ("darwin", "arm64", {"coremltools", "ray"}),
+        ("darwin", "x86_64", {"coremltools"}),
+        ("linux", "aarch64", {"tensorrt-cu12", "cuda-bindings", "ray"}),
+        ("linux", "x86_64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12", "coremltools", "ray"}),
+        ("win32", "AMD64", {"tensorrt-cu12", "cuda-bindings", "tensorrt-rtx-cu12", "ray"}),
     ],
 )
 def test_extras_ask_only_for_what_has_wheels(system: str, machine: str, wanted: set[str]) -> None:
     found = set()
-    for extra in ("trt", "trt-rtx", "coreml"):
+    for extra in ("trt", "trt-rtx", "coreml", "ray"):
         here = {"sys_platform": system, "platform_machine": machine, "extra": extra}
         for line in metadata.requires("nextvit-deploy") or []:
             requirement = Requirement(line)

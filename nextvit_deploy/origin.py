@@ -93,6 +93,16 @@ def differences(
     path: Path, recorded: Mapping[str, object], spec: ExportSpec, checkpoint: Checkpoint, passes: Sequence[PassRecord]
 ) -> tuple[str, ...]:
     """Notes on what would make a file of this tool differ from its checkpoint, or has changed since it was built."""
+    notes = other_source(recorded, spec, checkpoint)
+    if recorded.get("passes") != rewrites(passes):
+        notes.append("the file was made with other passes than this version applies; export it again")
+    if _changed(path):
+        notes.append(f"{path.name} has changed since {manifest_path(path).name} was written")
+    return tuple(notes)
+
+
+def other_source(recorded: Mapping[str, object], spec: ExportSpec, checkpoint: Checkpoint) -> list[str]:
+    """Notes where a file of this tool was made from another checkpoint than the one at hand."""
     notes: list[str] = []
     source = recorded.get("checkpoint")
     if not isinstance(source, Mapping) or source.get("fingerprint") != checkpoint.fingerprint:
@@ -101,11 +111,7 @@ def differences(
         )
     if spec.preprocessing != checkpoint.preprocessing or spec.labels != checkpoint.labels:
         notes.append(f"the file records other preprocessing or class names than {checkpoint.name}")
-    if recorded.get("passes") != rewrites(passes):
-        notes.append("the file was made with other passes than this version applies; export it again")
-    if _changed(path):
-        notes.append(f"{path.name} has changed since {manifest_path(path).name} was written")
-    return tuple(notes)
+    return notes
 
 
 def _changed(path: Path) -> bool:

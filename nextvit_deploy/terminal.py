@@ -90,6 +90,25 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
+def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """As ``progress``, with a bar: how many are done, of how many; of 0 where that isn't known."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _step, _done, _total: None
+        return
+    from rich import progress as bar
+    from rich.console import Console
+
+    text = bar.TextColumn("{task.description}", markup=False)
+    columns = text, bar.BarColumn(), bar.MofNCompleteColumn(), bar.TimeElapsedColumn(), bar.TimeRemainingColumn()
+    console = Console(stderr=True)
+    with bar.Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as shown:
+        running = shown.add_task("import PyTorch", total=None)
+        yield lambda step, done, total: shown.update(
+            running, description=step, completed=done, total=total or None, refresh=True
+        )
+
+
+@contextmanager
 def printing() -> Iterator[Console]:
     """Stdout for tables: as wide as the terminal, or wide where there is none.
 

@@ -16,7 +16,7 @@ import typer
 
 from nextvit_deploy import __version__
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import bench, convert, coreml, looks, onnx, trt
+from nextvit_deploy.cli import bench, convert, coreml, evaluate, looks, onnx, trt
 
 app = typer.Typer(
     name="nextvit-export",
@@ -30,6 +30,7 @@ for _command in (
     trt.trt,
     coreml.coreml,
     looks.verify,
+    evaluate.evaluate,
     looks.inspect,
     looks.lint,
     bench.bench,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.quantize_spec import METHODS
 
 RELEASES: Final = (15, 16, 17, 18, 26)
 """Minimum deployment targets, as iOS releases."""
@@ -39,8 +40,12 @@ class CoreMLSpec:
 
     ``sizes`` are further enumerated sizes beside the spec's own, ``flexible`` the smallest and the largest side of a
     range; at most one of both is given. ``keep_fp32`` names the modules, and operations between them, that are computed
-    in float32 in an FP16 package; with ``audit`` they are found on images. ``calibration`` is the fingerprint of the
-    images that activation scales were taken from.
+    in float32 in an FP16 package; with ``audit`` they are found on images. ``keep`` names the blocks (``features.3``)
+    that a compression leaves in FP16.
+
+    For int8 activations channels are rescaled before with ``equalize``, exactly; ``method`` is how scales are taken
+    from what values were on the calibration images. ``calibration`` is the fingerprint of those images,
+    ``calibration_size`` how many there were; 0 where they are the ones that the package was first verified on.
     """
 
     ios: int = 16
@@ -51,7 +56,11 @@ class CoreMLSpec:
     activations: str | None = None
     audit: bool = True
     keep_fp32: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    equalize: bool = False
+    method: str = "minmax"
     calibration: str | None = None
+    calibration_size: int = 0
     about: About = About()
 
     def __post_init__(self) -> None:
@@ -60,6 +69,7 @@ class CoreMLSpec:
             ("head", self.head, HEADS),
             ("weight compression", self.weights, (None, *WEIGHTS)),
             ("activation compression", self.activations, (None, "int8")),
+            ("calibration method", self.method, METHODS),
         ):
             if value not in known:
                 choices = ", ".join(str(each) for each in known if each is not None)
@@ -74,6 +84,12 @@ class CoreMLSpec:
             raise UnsupportedSpec(f"int8 activations need iOS {OLDEST_FOR_ACTIVATIONS}; ask for --ios 17 or more")
         if self.activations is not None and self.weights not in {None, "int8"}:
             raise UnsupportedSpec(f"int8 activations go with int8 weights, not {self.weights}; leave --weights out")
+        if self.equalize and self.activations is None:
+            raise UnsupportedSpec("channels are rescaled for int8 activations alone; ask for --activations int8")
+        if self.keep and self.compression is None:
+            raise UnsupportedSpec(
+                "blocks are kept from a compression, which isn't asked for; ask for --activations int8"
+            )
 
     def _check_sizes(self) -> None:
         if self.sizes and self.flexible:
@@ -106,6 +122,7 @@ class CoreMLSpec:
             "sizes": [list(size) for size in self.sizes],
             "flexible": self.flexible and list(self.flexible),
             "keep_fp32": list(self.keep_fp32),
+            "keep": list(self.keep),
         }
 
     @classmethod
@@ -115,6 +132,7 @@ class CoreMLSpec:
             "sizes": tuple((int(h), int(w)) for h, w in fields["sizes"]),  # type: ignore[attr-defined]  # see above
             "flexible": fields["flexible"] and tuple(int(side) for side in fields["flexible"]),  # type: ignore[attr-defined]  # see above
             "keep_fp32": tuple(fields["keep_fp32"]),  # type: ignore[arg-type]  # see above
+            "keep": tuple(fields.get("keep", ())),  # type: ignore[arg-type]  # see above; older packages kept none
             "about": About(**fields["about"]),  # type: ignore[arg-type]  # see above
         }
         return cls(**values)  # type: ignore[arg-type]  # see above

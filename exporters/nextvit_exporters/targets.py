@@ -43,6 +43,18 @@ class Saved:
     """What else there is to know, by name; JSON-ready."""
 
 
+class Examples(Protocol):
+    """Images as an artefact reads them, (N, ...): an array, or what reads some of them when they are asked for."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, some: slice, /) -> Array:
+        """Those between two places, as one array."""
+        ...
+
+
 class Target(Protocol):
     """What a ``to_<name>.py`` module offers; see ``to_onnx`` for one."""
 
@@ -115,7 +127,7 @@ class Target(Protocol):
         path: Path,
         provenance: Mapping[str, object],
         on_step: Callable[[str], None],
-        examples: Array | None = None,
+        examples: Examples | None = None,
     ) -> Artifact:
         """Write the artefact, whole or not at all; ``examples`` are images as it reads them, to calibrate on."""
         ...

@@ -20,7 +20,7 @@ from torch import fx
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.coreml.activations import quantize_activations
-from nextvit_exporters.coreml.compression import compress_weights
+from nextvit_exporters.coreml.compression import compress_weights, maps_of
 from nextvit_exporters.coreml.convert import INPUT, Converted, labels_of, of_spec, to_model
 from nextvit_exporters.coreml.loading import heard
 from nextvit_exporters.coreml.offer import check_offer
@@ -36,12 +36,13 @@ from nextvit_exporters.executors.coreml_device import devices, why_not_here
 from nextvit_exporters.executors.mil import MilReference, Mode
 from nextvit_exporters.files import atomic_path, atomic_write
 from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.equalize_channels import EqualizeChannels
 from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
 from nextvit_exporters.passes.sets import NEURAL_ENGINE
-from nextvit_exporters.precision.compress import compress_graph, for_conversion
+from nextvit_exporters.precision.compress import check_blocks, compress_graph, for_conversion
 from nextvit_exporters.precision.fp16 import round_constants
 from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, InputKind, Precision, Tolerance
-from nextvit_exporters.targets import Saved
+from nextvit_exporters.targets import Examples, Saved
 
 if TYPE_CHECKING:
     from nextvit_exporters.coreml.program import Package
@@ -160,6 +161,8 @@ def _check_sizes(spec: ExportSpec) -> None:
 def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     """The passes of this target in order, with what ``spec`` adds and leaves out."""
     paying = tuple(each for each in PASSES if each.name not in spec.skip)
+    if of_spec(spec).equalize:
+        paying = (*paying, EqualizeChannels())
     if spec.input is not InputKind.IMAGE:
         return paying
     return (*paying, NormalizeInput(spec.preprocessing.mean, spec.preprocessing.std, uint8=False))
@@ -177,10 +180,12 @@ def tolerance_for(spec: ExportSpec, question: str) -> Tolerance:
 def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSpec:
     """``spec`` with the modules that would overflow in FP16, to be kept in float32, and what it is calibrated on.
 
-    Raises UnsupportedSpec where something is to be kept in a compressed package.
+    Raises UnsupportedSpec where something is to be kept in float32 in a compressed package, and for a block to keep in
+    FP16 that is not there.
     """
     asked = of_spec(spec)
-    if asked.activations is not None:
+    check_blocks(graph, asked.keep)
+    if asked.activations is not None and asked.calibration is None:
         asked = replace(asked, calibration=sha256(examples.tobytes()).hexdigest())
     if spec.precision is Precision.FP16 and asked.audit:
         asked = replace(asked, keep_fp32=overflowing(graph, examples))
@@ -223,7 +228,7 @@ def _rounded(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     scheme = _scheme(spec)
     if scheme is None:
         return round_constants(graph, keep=of_spec(spec).keep_fp32)
-    return compress_graph(graph, scheme)[0]
+    return compress_graph(graph, scheme, of_spec(spec).keep)[0]
 
 
 def _scheme(spec: ExportSpec) -> str | None:
@@ -238,9 +243,11 @@ def build(
     path: Path,
     provenance: Mapping[str, object],
     on_step: Callable[[str], None],
-    examples: Array | None = None,
+    examples: Examples | None = None,
 ) -> Artifact:
     """Write the package and its log; ``examples``, as the package reads them, are what activations are calibrated on.
+
+    They are read a batch at a time.
 
     Raises BuildFailed when torch's exporter or coremltools refuses, MissingExtra without coremltools.
     """
@@ -257,23 +264,25 @@ def build(
 
 
 def _compressed(
-    spec: ExportSpec, converted: Converted, examples: Array | None, on_step: Callable[[str], None]
+    spec: ExportSpec, converted: Converted, examples: Examples | None, on_step: Callable[[str], None]
 ) -> Converted:
     """The model with activations, then weights, in what was asked for."""
-    model = converted.model
-    if of_spec(spec).activations is not None:
+    model, asked = converted.model, of_spec(spec)
+    kept = maps_of(model, converted.modules, asked.keep)
+    if asked.activations is not None:
         if examples is None:
             raise ValueError("int8 activations need images to calibrate on")
         on_step("calibrate activations")
-        model = quantize_activations(model, [{INPUT: examples[at : at + spec.batch]} for at in _starts(spec, examples)])
+        batches = ({INPUT: examples[at : at + spec.batch]} for at in _starts(spec, examples))
+        model = quantize_activations(model, batches, keep=kept, method=asked.method)
     scheme = _scheme(spec)
     if scheme is not None:
         on_step(f"compress weights to {scheme}")
-        model = compress_weights(model, scheme)
+        model = compress_weights(model, scheme, kept)
     return replace(converted, model=model)
 
 
-def _starts(spec: ExportSpec, examples: Array) -> range:
+def _starts(spec: ExportSpec, examples: Examples) -> range:
     """Where whole batches begin."""
     return range(0, len(examples) - spec.batch + 1, spec.batch)
 
@@ -317,7 +326,7 @@ def adopt(spec: ExportSpec, path: Path) -> ExportSpec:
 
 
 def remarks(path: Path) -> tuple[str, ...]:
-    """What was kept in float32, what activations were calibrated on, and why Core ML itself was not asked."""
+    """What was kept in float32 or FP16, what activations were calibrated on, and why Core ML itself was not asked."""
     recorded: Any = read(path).provenance or {}
     asked = (recorded.get("spec") or {}).get("coreml") or {}
     notes = []
@@ -325,7 +334,9 @@ def remarks(path: Path) -> tuple[str, ...]:
         notes.append(
             f"kept in float32, for FP16 would overflow: {', '.join(kept)}; the Neural Engine computes in FP16 only"
         )
-    if asked.get("activations"):
+    if kept := asked.get("keep"):
+        notes.append(f"kept in FP16, and out of the compression: {', '.join(kept)}")
+    if asked.get("activations") and not asked.get("calibration_size"):
         notes.append(
             "activation scales were taken from the images that the package was first verified on; no question but the "
             "precision's cost sees a scale that is off"

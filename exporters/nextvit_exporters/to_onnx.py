@@ -33,7 +33,7 @@ from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorr
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
-from nextvit_exporters.targets import Saved
+from nextvit_exporters.targets import Examples, Saved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,7 @@ def build(
     path: Path,
     provenance: Mapping[str, object],
     on_step: Callable[[str], None],
-    examples: Array | None = None,
+    examples: Examples | None = None,
 ) -> Artifact:
     """Write ``module``, as ``lower`` left it, to ``path``, whole or not at all.
 

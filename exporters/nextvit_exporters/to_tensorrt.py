@@ -28,7 +28,7 @@ from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import Pass
 from nextvit_exporters.passes.sets import TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, Precision, Tolerance
-from nextvit_exporters.targets import Saved
+from nextvit_exporters.targets import Examples, Saved
 from nextvit_exporters.tensorrt.backends import backend, check_precision, gpu, load
 from nextvit_exporters.tensorrt.builder import BuiltEngine, build_engine
 from nextvit_exporters.tensorrt.header import read_header
@@ -165,7 +165,7 @@ def build(
     path: Path,
     provenance: Mapping[str, object],
     on_step: Callable[[str], None],
-    examples: Array | None = None,
+    examples: Examples | None = None,
 ) -> Artifact:
     """Write the ONNX file, the engine built from it and the builder's log; raises BuildFailed or UnsupportedSpec."""
     del examples

@@ -14,6 +14,7 @@ from nextvit_exporters.coreml_spec import WEIGHTS
 from nextvit_exporters.errors import InvariantError, UnsupportedSpec
 from nextvit_exporters.precision.compress import (
     TABLES,
+    check_blocks,
     compress,
     compress_graph,
     compressible,
@@ -89,6 +90,28 @@ def test_odd_tensors_stay_within_the_bound_of_tables(name: str, scheme: str) -> 
     loss = measure("a", scheme, weight.astype(np.float64), compress(weight, scheme))
     assert loss.relative_rms <= loss.bound
     assert loss.relative_rms > 0 or len(distinct(weight)[0]) <= TABLES[scheme]
+
+
+@SCHEMES
+def test_kept_blocks_have_plain_fp16_weights(graph: fx.GraphModule, scheme: str) -> None:
+    keep = ("stem.3", "features.2")
+    kept, losses = compress_graph(graph, scheme, keep)
+    whole, plain = compress_graph(graph, scheme)[0], round_constants(graph)
+    for name in compressible(graph):
+        is_kept = name.startswith(tuple(f"{block}." for block in keep))
+        assert np.array_equal(weights_of(kept, name), weights_of(plain if is_kept else whole, name))
+    assert [each.module for each in losses] == list(compressible(graph, keep))
+    assert 0 < len(losses) < NANO_COMPRESSED
+
+
+def test_a_block_that_is_not_there_is_told(graph: fx.GraphModule) -> None:
+    check_blocks(graph, ("stem.0", "features.6", "proj_head.0"))
+    with pytest.raises(UnsupportedSpec) as refusal:
+        check_blocks(graph, ("features.6", "features.7"))
+    assert str(refusal.value) == (
+        "no block is called 'features.7'; the blocks are stem.0, stem.1, stem.2, stem.3, "
+        f"{', '.join(f'features.{index}' for index in range(7))}, proj_head.0"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

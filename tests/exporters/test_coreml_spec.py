@@ -48,6 +48,15 @@ def asking(spec: ExportSpec = SPEC, **fields: Any) -> ExportSpec:
             "int8 activations go with int8 weights, not lut4; leave --weights out",
         ),
         (
+            {"ios": 17, "activations": "int8", "method": "kl"},
+            "there is no calibration method kl; choose one of minmax, entropy, percentile, mse",
+        ),
+        ({"equalize": True}, "channels are rescaled for int8 activations alone; ask for --activations int8"),
+        (
+            {"keep": ("features.1",)},
+            "blocks are kept from a compression, which isn't asked for; ask for --activations int8",
+        ),
+        (
             {"sizes": ((96, 96),), "flexible": (64, 96)},
             "enumerated sizes and a range of sizes exclude each other; give one",
         ),
@@ -161,9 +170,19 @@ def test_what_activations_are_calibrated_on_is_recorded() -> None:
     some, others = np.ones((2, 3, 8, 8), np.float32), np.zeros((2, 3, 8, 8), np.float32)
     marks = [of_spec(to_coreml.settle(spec, graph, images)).calibration for images in (some, some, others)]
     assert marks[0] == marks[1] != marks[2]
+    own = asking(spec, calibration="ab" * 32, calibration_size=9)
+    assert to_coreml.settle(own, graph, some) == own
     assert all(mark is not None and len(mark) == 64 for mark in marks)
     with pytest.raises(ValueError, match="int8 activations need images to calibrate on"):
         to_coreml._compressed(spec, Converted(None, {}), None, lambda _: None)
+
+
+def test_a_block_to_keep_must_be_there() -> None:
+    graph = g.trace(wired(lambda m, x: m.conv(x), conv=nn.Conv2d(3, 4, 1)).double())
+    image = np.ones((1, 3, 8, 8), np.float32)
+    spec = asking(LOGITS, ios=17, activations="int8", keep=("conv", "features.9"))
+    with pytest.raises(UnsupportedSpec, match=r"no block is called 'features\.9'; the blocks are conv"):
+        to_coreml.settle(spec, graph, image)
 
 
 def test_a_picture_needs_the_pass_that_normalises_it() -> None:
@@ -182,7 +201,8 @@ def test_a_picture_needs_the_pass_that_normalises_it() -> None:
         LOGITS,
         asking(sizes=((32, 64), (96, 96)), weights="int8"),
         asking(flexible=(32, 96), audit=False),
-        asking(ios=26, activations="int8", calibration="ab" * 32),
+        asking(ios=26, activations="int8", calibration="ab" * 32, calibration_size=64, method="mse"),
+        asking(ios=17, activations="int8", equalize=True, keep=("stem.0", "features.1")),
         asking(head="features", keep_fp32=("features.1.mlp", "add_3")),
         replace(SPEC, coreml=None),
     ],
@@ -205,6 +225,8 @@ def test_the_spec_comes_back(spec: ExportSpec) -> None:
         {"flexible": 64},
         {"flexible": [96, 64]},
         {"keep_fp32": 1},
+        {"keep": 1},
+        {"method": "kl"},
         {"about": {"editor": "me"}},
         {"about": None},
         {"unknown": 1},
@@ -216,6 +238,20 @@ def test_a_damaged_record_is_one_line(damage: dict[str, object]) -> None:
     with pytest.raises(UnsupportedSpec) as refusal:
         ExportSpec.from_dict(SPEC.as_dict() | {"coreml": recorded | damage})
     assert str(refusal.value).isprintable()
+
+
+def test_the_record_of_an_older_package_still_reads() -> None:
+    """Those before blocks were kept, channels rescaled, or pictures given for calibration alone."""
+    spec = asking(ios=17, activations="int8", calibration="ab" * 32)
+    recorded = spec.as_dict()["coreml"]
+    assert isinstance(recorded, dict)
+    older = {
+        name: value
+        for name, value in recorded.items()
+        if name not in {"keep", "equalize", "method", "calibration_size"}
+    }
+    assert ExportSpec.from_dict(spec.as_dict() | {"coreml": older}) == spec
+    assert not of_spec(spec).equalize
 
 
 @pytest.mark.parametrize("missing", ["sizes", "flexible", "keep_fp32", "about"])
@@ -302,5 +338,7 @@ def test_passes_follow_the_spec() -> None:
         *(each.name for each in NEURAL_ENGINE),
         "normalize-input",
     ]
+    rescaled = to_coreml.passes_for(asking(ios=17, activations="int8", equalize=True))
+    assert [each.name for each in rescaled[len(NEURAL_ENGINE) :]] == ["equalize-channels", "normalize-input"]
     without = to_coreml.passes_for(replace(LOGITS, skip=("drop-key-bias",)))
     assert [each.name for each in without] == [e.name for e in NEURAL_ENGINE if e.name != "drop-key-bias"]

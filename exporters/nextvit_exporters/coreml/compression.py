@@ -10,7 +10,7 @@ in ``constexpr_blockwise_shift_scale`` and its own ``constexpr_lut_to_dense``; a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stderr
 from io import StringIO
 from math import prod
@@ -19,12 +19,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvit_exporters.coreml.convert import known
 from nextvit_exporters.coreml.loading import heard, part
 from nextvit_exporters.coreml.program import SPECIFICATION
 from nextvit_exporters.coreml_spec import OLDEST_FOR_WEIGHTS, WEIGHTS
 from nextvit_exporters.errors import BuildFailed, InvariantError, UnsupportedSpec
 from nextvit_exporters.precision.compress import TABLES, THRESHOLD
 from nextvit_exporters.precision.tables import distinct
+from nextvit_exporters.quantize.placement import block_of
 
 WEIGHTED: Final = ("conv", "linear")
 """Operations whose weights are compressed: what nn.Linear, nn.Conv1d and nn.Conv2d become."""
@@ -32,12 +34,12 @@ WEIGHTED: Final = ("conv", "linear")
 Packer = Callable[[NDArray[np.float16]], tuple[NDArray[np.float16], NDArray[np.uint8]]]
 
 
-def compress_weights(model: Any, scheme: str) -> Any:
+def compress_weights(model: Any, scheme: str, keep: Collection[str] = ()) -> Any:
     """A coremltools MLModel with its FP16 weights of more than ``THRESHOLD`` elements compressed; ``model`` stays.
 
-    Raises UnsupportedSpec for an unknown scheme, and where the model is for iOS 15 or has such a weight in float32;
-    InvariantError for a weight of more values than the table has; BuildFailed where coremltools refuses or leaves a
-    weight out.
+    Those of the operations named in ``keep`` stay FP16. Raises UnsupportedSpec for an unknown scheme, and where the
+    model is for iOS 15 or has such a weight in float32; InvariantError for a weight of more values than the table has;
+    BuildFailed where coremltools refuses or leaves a weight out.
     """
     if scheme not in WEIGHTS:
         raise UnsupportedSpec(f"there is no weight compression {scheme}; choose one of {', '.join(WEIGHTS)}")
@@ -47,17 +49,36 @@ def compress_weights(model: Any, scheme: str) -> Any:
     if other := _weights(spec, half=False):
         raise UnsupportedSpec(f"the weight {other[0]} is in float32, and {scheme} decompresses to FP16; ask for fp16")
     run, chosen = _method(scheme)
-    config = part("optimize.coreml").OptimizationConfig(op_type_configs=dict.fromkeys(WEIGHTED, chosen))
+    config = part("optimize.coreml").OptimizationConfig(
+        op_type_configs=dict.fromkeys(WEIGHTED, chosen), op_name_configs=dict.fromkeys(keep)
+    )
     with heard() as said, redirect_stderr(StringIO()):  # where its progress bars go
         try:
             compressed = run(model, config)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise BuildFailed(f"coremltools refused to compress to {scheme}: {str(error).splitlines()[0]}") from error
-    left = _weights(compressed.get_spec(), half=True)
+    left = _weights(compressed.get_spec(), half=True, keep=keep)
     if left:
         reason = next((line for line in said if left[0] in line), "it gave no reason")
         raise BuildFailed(f"coremltools left {len(left)} weights out of {scheme}, first {left[0]}: {reason}")
     return compressed
+
+
+def maps_of(model: Any, modules: Mapping[str, str], blocks: Collection[str]) -> tuple[str, ...]:
+    """Names of the convolutions and linear maps of a coremltools MLModel that belong to one of ``blocks``.
+
+    ``modules`` are those of ``Converted``.
+    """
+    if not blocks:
+        return ()
+    found = []
+    for each in operations_of(model.get_spec()):
+        if each.type in WEIGHTED:
+            names = name_of(each), each.inputs["weight"].arguments[0].name
+            module = next((module for module in (known(name, modules) for name in names) if module), "")
+            if block_of(module) in blocks:
+                found.append(name_of(each))
+    return tuple(found)
 
 
 def _method(scheme: str) -> tuple[Callable[[Any, Any], Any], Any]:
@@ -91,21 +112,29 @@ def packer(size: int) -> Packer:
     return pack
 
 
-def _weights(spec: Any, *, half: bool) -> tuple[str, ...]:
+def _weights(spec: Any, *, half: bool, keep: Collection[str] = ()) -> tuple[str, ...]:
     """Names of the plain constants above the threshold that are weights, in float16 or in any other type."""
-    (function,) = spec.mlProgram.functions.values()
-    (block,) = function.block_specializations.values()
+    operations = operations_of(spec)
     float16 = part("proto.MIL_pb2").FLOAT16
-    constants = {each.outputs[0].name: each.outputs[0].type.tensorType for each in block.operations if _const(each)}
-    read = [each.inputs["weight"].arguments[0].name for each in block.operations if each.type in WEIGHTED]
+    constants = {each.outputs[0].name: each.outputs[0].type.tensorType for each in operations if each.type == "const"}
+    read = [each for each in operations if each.type in WEIGHTED and name_of(each) not in keep]
     return tuple(
         name
-        for name in dict.fromkeys(read)
+        for name in dict.fromkeys(each.inputs["weight"].arguments[0].name for each in read)
         if name in constants
         and (constants[name].dataType == float16) is half
         and prod(each.constant.size for each in constants[name].dimensions) > THRESHOLD
     )
 
 
-def _const(operation: Any) -> bool:
-    return bool(operation.type == "const")
+def operations_of(spec: Any) -> tuple[Any, ...]:
+    """The operations of a model's protobuf message."""
+    (function,) = spec.mlProgram.functions.values()
+    (block,) = function.block_specializations.values()
+    return tuple(block.operations)
+
+
+def name_of(operation: Any) -> str:
+    """The name of an operation of a protobuf message."""
+    (name,) = operation.attributes["name"].immediateValue.tensor.strings.values
+    return str(name)

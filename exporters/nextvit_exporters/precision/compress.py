@@ -11,6 +11,8 @@ than ``THRESHOLD`` elements then goes through a scheme, whose results are FP16 n
     One table of up to 256, 64 or 16 FP16 values per tensor, and W' the table value nearest to W. Such W' need no
     more rounding: whoever converts the graph finds the table by listing the values that occur.
 
+Maps of blocks that are kept have their weights in plain FP16.
+
 So the reference's constants come from the checkpoint by this arithmetic, and not from the package. Each W' is held
 against the float64 weight that it came from; one that moved further than its scheme may is an InvariantError.
 """
@@ -18,7 +20,7 @@ against the float64 weight that it came from; one that moved further than its sc
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +34,7 @@ from nextvit_exporters.coreml_spec import WEIGHTS
 from nextvit_exporters.errors import InvariantError, UnsupportedSpec
 from nextvit_exporters.precision.fp16 import round_constants
 from nextvit_exporters.precision.tables import distinct, nearest, to_table
+from nextvit_exporters.quantize.placement import Map, block_of
 
 THRESHOLD: Final = 2048
 """Weights of more elements are compressed: coremltools' own default, and exclusive as there."""
@@ -49,7 +52,6 @@ _TINY: Final = 2.0**-25
 
 Float16s = NDArray[np.float16]
 Float64s = NDArray[np.float64]
-Map = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,19 @@ class Loss:
     bound: float
 
 
-def compress_graph(graph: fx.GraphModule, scheme: str) -> tuple[fx.GraphModule, tuple[Loss, ...]]:
+def compress_graph(
+    graph: fx.GraphModule, scheme: str, keep: Collection[str] = ()
+) -> tuple[fx.GraphModule, tuple[Loss, ...]]:
     """A float32 copy of a float64 graph that carries exactly the constants of its compressed package, and the losses.
 
-    Raises InvariantError naming the module whose weights FP16 or the scheme can't hold or whose W' is further from W
-    than the scheme's bound, and UnsupportedSpec for an unknown scheme.
+    ``keep`` names the blocks whose weights stay FP16. Raises InvariantError naming the module whose weights FP16 or the
+    scheme can't hold or whose W' is further from W than the scheme's bound, and UnsupportedSpec for an unknown scheme.
     """
     if scheme not in WEIGHTS:
         raise UnsupportedSpec(f"there is no weight compression {scheme}; choose one of {', '.join(WEIGHTS)}")
     result = round_constants(graph)
     losses = []
-    for name in compressible(graph):
+    for name in compressible(graph, keep):
         rounded = copy.copy(result.get_submodule(name))
         weight = rounded.get_parameter("weight").detach().numpy().astype(np.float16)
         _check_range(name, scheme, weight)
@@ -91,10 +95,25 @@ def for_conversion(graph: fx.GraphModule, compressed: fx.GraphModule, scheme: st
     return compressed if scheme in TABLES else round_constants(graph)
 
 
-def compressible(graph: fx.GraphModule) -> tuple[str, ...]:
-    """Names of the modules whose weight is compressed, in the order of the graph."""
-    names = dict.fromkeys(str(node.target) for node in graph.graph.nodes if isinstance(g.module_of(graph, node), Map))
-    return tuple(name for name in names if graph.get_submodule(name).get_parameter("weight").numel() > THRESHOLD)
+def compressible(graph: fx.GraphModule, keep: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the modules whose weight is compressed, in the order of the graph; those of blocks in ``keep`` stay."""
+    return tuple(
+        name
+        for name in _maps(graph)
+        if block_of(name) not in keep and graph.get_submodule(name).get_parameter("weight").numel() > THRESHOLD
+    )
+
+
+def check_blocks(graph: fx.GraphModule, keep: Collection[str]) -> None:
+    """Raise UnsupportedSpec for a block in ``keep`` that the graph has no convolution or linear map in."""
+    known = tuple(dict.fromkeys(block_of(name) for name in _maps(graph)))
+    if unknown := [name for name in keep if name not in known]:
+        raise UnsupportedSpec(f"no block is called '{unknown[0]}'; the blocks are {', '.join(known)}")
+
+
+def _maps(graph: fx.GraphModule) -> tuple[str, ...]:
+    calls = (str(node.target) for node in graph.graph.nodes if isinstance(g.module_of(graph, node), Map))
+    return tuple(dict.fromkeys(calls))
 
 
 def compress(weight: Float16s, scheme: str) -> Float16s:

@@ -15,6 +15,7 @@ from torch import nn
 
 from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
+from nextvit_deploy.coreml_int8 import Inputs, pictures_for, with_calibration
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
@@ -52,6 +53,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         check_places(request, spec, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
+        own = pictures_for(request, spec)
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
@@ -59,14 +61,15 @@ def export(request: Request, on_step: OnStep) -> Manifest:
     with clock.step("certify passes"):
         graph, passes = rewrite(spec, checkpoint, on_step)
         del checkpoint
-        spec = target.settle(spec, graph, r.graph_inputs(spec, images))
+        spec, more = with_calibration(request, spec, graph, own, on_step)
+        spec, notes = target.settle(spec, graph, r.graph_inputs(spec, images)), (*notes, *more)
     with clock.step("PyTorch with rounded constants"):
         rounded = r.rounded_outputs(spec, graph, cases)
     with published(path) as draft:
         with clock.step(f"build {request.target}"):
             module = target.lower(spec, graph)
             g.release(graph)
-            examples = r.artefact_inputs(spec, images)
+            examples = r.artefact_inputs(spec, images) if own is None else Inputs(spec, own)
             built = target.build(spec, module, draft, provenance(spec, info, passes), on_step, examples)
             g.release(module)
         with clock.step("verify the saved file"):

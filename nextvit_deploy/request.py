@@ -45,7 +45,10 @@ class CoreMLRequest:
 
     ``sizes`` are all enumerated sizes, (height, width), the first of which is the package's own where no size is given.
     ``labels`` is a file of one class name a line, ``swift`` the folder of a self-test for the app. Without ``audit``
-    nothing is kept in float32.
+    nothing is kept in float32. ``plan`` is a file with the blocks that a compression leaves in FP16.
+
+    For int8 activations ``calibration`` is a folder of pictures to calibrate on, ``calibration_size`` how many of them;
+    ``method`` and ``equalize`` are as in ``CoreMLSpec``.
     """
 
     ios: int = 16
@@ -58,6 +61,11 @@ class CoreMLRequest:
     about: About = field(default_factory=About)
     labels: Path | None = None
     swift: Path | None = None
+    plan: Path | None = None
+    calibration: Path | None = None
+    calibration_size: int = 128
+    method: str = "minmax"
+    equalize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,8 @@ def coreml_for(request: CoreMLRequest, size: tuple[int, int]) -> CoreMLSpec:
         weights=None if request.activations and request.weights == "int8" else request.weights,  # they imply it
         activations=request.activations,
         audit=request.audit,
+        equalize=request.equalize and request.activations is not None,
+        method=request.method if request.activations is not None else "minmax",
         about=request.about,
     )
 

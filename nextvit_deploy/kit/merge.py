@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from nextvit_deploy.int8_verdict import settle_beside, settled
 from nextvit_deploy.kit import check, shape
 from nextvit_deploy.kit.build import KIT, MANIFEST, is_kit
 from nextvit_deploy.verify import Verdict
@@ -23,20 +24,23 @@ def merge_verdict(kit: Path, verdict: Path) -> dict[str, Any]:
     """Put ``verdict`` into the kit's manifest, and into the engine's where that is still of the same ONNX file.
 
     It becomes the entry ``device``; merging again replaces it. A device that failed makes the whole manifest
-    ``failed``. Returns the merged manifest. Raises DeployError where the kit is not whole, the verdict belongs to
-    another, or it is not one that check.py writes.
+    ``failed``. Of an INT8 artefact, and of those beside an FP16 artefact, measured times replace what was estimated.
+    Returns the merged manifest. Raises DeployError where the kit is not whole, the verdict belongs to another, or it
+    is not one that check.py writes.
     """
     told = _kit(kit)
     found = _verdict(verdict, told)
     if found["kit"] != sha256_of(kit / KIT) or found["files"] != told["files"]:
         raise DeployError(f"{verdict} belongs to another kit than {kit}; run check.py in this one")
     _check_follows(verdict, found, told)
-    merged = _with_device(_manifest(kit / MANIFEST), found)
-    beside = _beside(kit, told, merged)
+    own = Path(kit.resolve() / told["manifest"]).resolve()
+    merged = settled(_with_device(_manifest(kit / MANIFEST), found), own)
+    theirs = _beside(own, told, merged)
     _write(kit / MANIFEST, merged)
-    if beside is not None:
-        path, theirs = beside
-        _write(path, _with_device(theirs, found))
+    if theirs is not None:
+        joined = settled(_with_device(theirs, found), own)
+        _write(own, joined)
+        settle_beside(joined, own)
     return merged
 
 
@@ -105,15 +109,14 @@ def _manifest(path: Path) -> dict[str, Any]:
     return told
 
 
-def _beside(kit: Path, told: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+def _beside(path: Path, told: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any] | None:
     """The engine's own manifest, where it is still there and tells of this kit's ONNX file or of the same artefact."""
-    path = Path(kit.resolve() / told["manifest"]).resolve()
     try:
         theirs = _manifest(path)
     except DeployError:
         return None
     same = _mentions(theirs, told["files"]["model.onnx"]) or theirs.get("artifact") == ours.get("artifact")
-    return (path, theirs) if same else None
+    return theirs if same else None
 
 
 def _mentions(value: object, sha256: str) -> bool:

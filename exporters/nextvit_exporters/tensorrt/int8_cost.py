@@ -38,6 +38,7 @@ from typing import Any, Final
 import onnx
 from onnx import TensorProto
 
+from nextvit_exporters.tensorrt.int8_advice import DOUBTFUL, ESTIMATE, GO, NO_GO, WORTH, advise
 from nextvit_exporters.tensorrt.int8_graph import CONVOLUTIONS, FLOATS, LAYERS, Graph, Kernel, Op, Reading, read_graph
 
 HALF: Final = 65e12
@@ -45,13 +46,8 @@ INT8: Final = 130e12
 SINGLE: Final = 8.1e12
 BANDWIDTH: Final = 320e9
 LEAST: Final = 3e-6
-WORTH: Final = 0.95
-"""The part of FP16's time that INT8 must stay below to be worth its error and its work."""
 SOURCES: Final = "65 TFLOPS FP16, 130 TOPS INT8 (NVIDIA T4 data sheet), 320 GB/s (product brief PB-09256-001)"
 LABEL: Final = "an estimate, never executed on a GPU"
-GO: Final = "go"
-DOUBTFUL: Final = "doubtful"
-NO_GO: Final = "no-go"
 _RTX: Final = (
     "TensorRT-RTX computes INT8 convolutions in FP16 on SM75: its engines never show a T4's INT8 speed; the kit builds "
     "with TensorRT itself"
@@ -159,10 +155,10 @@ class Int8Cost:
 
     @property
     def recommendation(self) -> str:
-        """``go`` where even the worst case saves 5 %, ``no-go`` where the expected one saves nothing, else doubtful."""
-        if not any(layer.int8 for layer in self.layers) or self.ratio >= 1:
+        """``go`` where even the worst case saves 5 %, ``no-go`` where nothing is INT8 or the expected saves nothing."""
+        if not any(layer.int8 for layer in self.layers):
             return NO_GO
-        return GO if self.band[1] <= WORTH else DOUBTFUL
+        return advise(self.ratio, self.band[1])
 
     @property
     def sentence(self) -> str:
@@ -184,7 +180,7 @@ class Int8Cost:
         """JSON-ready. ``basis``, ``recommendation`` and ``sentence`` are what counts; measured times replace them."""
         short = {"recommendation": self.recommendation, "sentence": self.sentence}
         told = {"ratio": self.ratio, "band": list(self.band), "sources": SOURCES, "worth_below": WORTH}
-        return {"basis": "estimate", **short, "estimate": {**short, **told, **_lists(asdict(self))}}
+        return {"basis": ESTIMATE, **short, "estimate": {**short, **told, **_lists(asdict(self))}}
 
 
 ADVICE: Final[Mapping[str, str]] = {
@@ -195,7 +191,7 @@ ADVICE: Final[Mapping[str, str]] = {
 
 
 def estimate(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Int8Cost:
-    """What INT8 is expected to cost and to save on a T4, at the file's shapes or at ``shapes`` of its inputs.
+    """What INT8 is expected to cost and to save on a T4, at the file's shapes, open axes as in ``shapes`` of its inputs.
 
     Reads the graph, no weights. Without ``shapes``, an open first axis counts as 1 and any other as 224. Raises
     BuildFailed for a file whose shapes ONNX can't infer.

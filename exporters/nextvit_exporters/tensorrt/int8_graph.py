@@ -262,10 +262,10 @@ class _Reader:
 
 
 def read_graph(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
-    """The file as operations, at the ``shapes`` of its inputs where they are given.
+    """The file as operations, its open axes as in ``shapes`` of its inputs where they are given.
 
     Otherwise an axis that the file leaves open counts as 1 where it is the first, and as 224 elsewhere. Raises
-    BuildFailed for shapes that can't be inferred, and for operations that hold graphs.
+    BuildFailed for shapes that aren't the file's or can't be inferred, and for operations that hold graphs.
     """
     skeleton, opened = _skeleton(model, shapes or {})
     try:
@@ -338,6 +338,9 @@ def _sizes(value: onnx.ValueInfoProto, given: Sequence[int] | None, opened: list
     if given is not None:
         if len(given) != len(dims):
             raise BuildFailed(f"{value.name} has {len(dims)} axes, and {len(given)} sizes are given for it")
+        if any(dim.dim_value not in {0, size} for dim, size in zip(dims, given, strict=True)):
+            fixed = [dim.dim_value or dim.dim_param for dim in dims]
+            raise BuildFailed(f"{value.name} is {fixed} in the file, and its cost is asked for at {list(given)}")
         return list(given)
     sizes = []
     for axis, dim in enumerate(dims):

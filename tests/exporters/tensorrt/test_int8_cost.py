@@ -18,18 +18,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.errors import BuildFailed
-from nextvit_exporters.tensorrt.int8_cost import (
-    BANDWIDTH,
-    DOUBTFUL,
-    GO,
-    HALF,
-    INT8,
-    LABEL,
-    LEAST,
-    NO_GO,
-    Int8Cost,
-    estimate,
-)
+from nextvit_exporters.tensorrt.int8_advice import DOUBTFUL, GO, NO_GO, advise
+from nextvit_exporters.tensorrt.int8_cost import BANDWIDTH, HALF, INT8, LABEL, LEAST, Int8Cost, estimate
 from tests.exporters.exports import NANO, Export, probe
 
 HALVES, SINGLES, WHOLE = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT8
@@ -275,6 +265,8 @@ def test_open_axes_are_told_and_may_be_given() -> None:
     assert len(given.notes) == 1
     with pytest.raises(BuildFailed, match="x has 4 axes, and 2 sizes are given"):
         estimate(model, {"x": (8, 32)})
+    with pytest.raises(BuildFailed, match=r"x is \['batch', 32, 'height', 'width'\] in the file"):
+        estimate(model, {"x": (8, 16, 64, 64)})
 
 
 def test_json_reads_back_what_was_said() -> None:
@@ -351,3 +343,11 @@ def test_it_is_cheap() -> None:
     cost = estimate(model)
     assert time.process_time() - start < 2  # a tenth of that alone; other tests run beside it
     assert len(cost.layers) == 150
+
+
+@pytest.mark.parametrize(
+    ("ratio", "highest", "advice"),
+    [(0.5, 0.95, GO), (0.5, 0.96, DOUBTFUL), (0.99, 1.5, DOUBTFUL), (1.0, 1.0, NO_GO), (1.2, 1.3, NO_GO)],
+)
+def test_the_advice_follows_from_two_thresholds(ratio: float, highest: float, advice: str) -> None:
+    assert advise(ratio, highest) == advice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -116,6 +117,18 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except OSError as error:
         raise DeployError(_unreachable(address, error.strerror or str(error))) from error
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and find_spec("grpc") is not None:
+        _check_talks(address, f"{host}:{port}")
+
+
+def _check_talks(address: str, port: str) -> None:
+    """Raise DeployError where something else than Ray listens, which doesn't talk as Ray does."""
+    grpc: Any = importlib.import_module("grpc")
+    with grpc.insecure_channel(port) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_PATIENCE)
+        except grpc.FutureTimeoutError as error:
+            raise DeployError(_unreachable(address, "what listens there is no Ray")) from error
 
 
 def _unreachable(address: str, why: str) -> str:

@@ -95,7 +95,7 @@ def rows_of(artefact: Array, pytorch: Array) -> Rows:
     if artefact.shape != pytorch.shape or artefact.ndim != 2:
         raise VerificationFailed(f"the artefact's output has shape {artefact.shape}, PyTorch's has {pytorch.shape}")
     got, want = artefact.astype(np.float64), pytorch.astype(np.float64)
-    finite: NDArray[np.bool_] = np.isfinite(got).all(axis=1)
+    finite = np.asarray(np.isfinite(got).all(axis=1))
     difference = np.where(finite[:, None], got - want, np.inf)
     rows = np.zeros(len(want), ROW)
     rows["artefact"], rows["pytorch"] = _first(got), _first(want)

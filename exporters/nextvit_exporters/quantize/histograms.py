@@ -67,7 +67,8 @@ class Histogram:
                 f"{self.name} holds NaN or infinity on these images; check the checkpoint, and what it is calibrated on"
             )
         self.largest = max(self.largest, largest)
-        self._grow(math.frexp(self.largest)[1])
+        if self.largest > 0.0:  # zero has no exponent
+            self._grow(math.frexp(self.largest)[1])
         # int32 halves the time of the conversion; a bin's number fits
         bins = magnitudes.mul_(math.ldexp(BINS, -self.exponent)).to(torch.int32)
         self.counts += torch.bincount(bins, minlength=BINS).numpy()
@@ -160,11 +161,11 @@ def _divergence(counts: Numbers, kept: int, levels: int) -> float:
 def _mse(histogram: Histogram) -> float:
     """The clip with the smallest mean squared error, on a grid of clips that is refined twice: to 0.14 %.
 
-    The first grid reads bins pooled by eight, which only has to find the neighbourhood.
+    The first two grids only have to find the neighbourhood, and read bins pooled by eight and by two.
     """
     exponents = -np.arange(_OCTAVES * _COARSE + 1) / _COARSE
     best = 0.0
-    for spacing, together in ((1 / _COARSE, 8), (1 / _COARSE**2, 1), (1 / _COARSE**3, 1)):
+    for spacing, together in ((1 / _COARSE, 8), (1 / _COARSE**2, 2), (1 / _COARSE**3, 1)):
         exponents = np.minimum(exponents, 0.0)
         counts = np.trim_zeros(_pooled(histogram.counts, together), "b")
         errors = _squared_errors(counts, histogram.width * together, histogram.largest * np.exp2(exponents))
@@ -191,7 +192,8 @@ def _integral(x: Numbers, clip: float) -> Numbers:
     whole = np.rint(inside / size)
     rest = inside - whole * size
     beyond = x - inside
-    result: Numbers = (whole * (size**3 / 4) + rest**3 + beyond**3) / 3
+    # products, since numpy's power takes ten times as long
+    result: Numbers = (whole * (size**3 / 4) + rest * rest * rest + beyond * beyond * beyond) / 3
     return result
 
 

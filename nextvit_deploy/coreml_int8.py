@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nextvit_deploy.data import Pictures, find_pictures
+from nextvit_deploy.pictures_check import check_pictures
+from nextvit_deploy.precision.plan import read_plan
 from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.request import Request
 from nextvit_exporters.errors import UnsupportedSpec
@@ -33,7 +35,7 @@ class Inputs:
         return artefact_inputs(self.spec, self.pictures.read(start, stop))
 
 
-def pictures_for(request: Request, spec: ExportSpec) -> Pictures | None:
+def calibration_pictures(request: Request, spec: ExportSpec) -> Pictures | None:
     """The pictures that int8 activations are calibrated on; None where it is those that the package is verified on.
 
     With the demo's checkpoint they are pictures of the demo that nothing is judged on. Raises UnsupportedSpec where
@@ -71,12 +73,8 @@ def with_calibration(
         return spec, ()
     notes: tuple[str, ...] = ()
     if asked.plan is not None:
-        from nextvit_deploy.precision.plan import read_plan
-
         package = replace(package, keep=read_plan(asked.plan, spec, graph).keep)
     if pictures is not None:
-        from nextvit_deploy.pictures_check import check_pictures
-
         notes = check_pictures(pictures, on_step)
         if asked.calibration is None:
             notes = ("no --calibration given: calibrated on pictures of the demo that nothing is judged on", *notes)

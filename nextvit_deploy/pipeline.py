@@ -15,7 +15,7 @@ from torch import nn
 
 from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
-from nextvit_deploy.coreml_int8 import Inputs, pictures_for, with_calibration
+from nextvit_deploy.coreml_int8 import Inputs, calibration_pictures, with_calibration
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
@@ -53,7 +53,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         check_places(request, spec, path)
         images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
         cases = v.cases_for(spec, images)
-        own = pictures_for(request, spec)
+        own = calibration_pictures(request, spec)
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):

@@ -8,7 +8,7 @@ measured as a whole, with more blocks and with fewer, until one meets it that wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -165,9 +165,13 @@ def _search(scanner: Scanner, budget: Budget, on_step: OnStep) -> _Search:
     together = tuple(block for block in blocks if block not in forced)
     seen = scanner.costs(alone | {"sensitivity, all blocks": together}, on_step)
     noises = {block: cost.noise for block, cost in zip(blocks, seen.choices, strict=False)}
-    ranking = sorted(blocks, key=lambda block: (block not in forced, -noises[block]))
     least = len(blocks) - len(together)
-    return _Search(scanner, budget, on_step, ranking, least, noises, seen, {least: seen.choices[-1]})
+    return _Search(scanner, budget, on_step, ranked(noises, forced), least, noises, seen, {least: seen.choices[-1]})
+
+
+def ranked(noises: Mapping[str, float], forced: Collection[str]) -> list[str]:
+    """Blocks in the order in which they are kept: those that are in any case, then the noisiest first."""
+    return sorted(noises, key=lambda block: (block not in forced, -noises[block]))
 
 
 def _plan(scanner: Scanner, search: _Search, kept: int) -> PrecisionPlan:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
-from nextvit_exporters.errors import DeployError
+from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.quantize.calibration import Calibration, Float64s
 from nextvit_exporters.quantize.histograms import Histogram, step
 from nextvit_exporters.quantize.patches import patches
@@ -76,11 +76,14 @@ class Observer:
 
     ``graph`` is the float64 graph behind the passes; it is run as a copy in ``dtype``. With ``grams`` the products of
     pairs are kept too. Sums are the same bits for the same batches in the same order; steps don't depend on either.
+    Raises InvariantError for a placement without maps.
     """
 
     def __init__(
         self, graph: fx.GraphModule, placement: Placement, *, grams: bool, dtype: torch.dtype = torch.float32
     ) -> None:
+        if not placement.maps:
+            raise InvariantError("nothing in this graph computes in INT8; export it in another precision")
         self.count = 0
         self._dtype = dtype
         self._graph = g.cast(graph, dtype)

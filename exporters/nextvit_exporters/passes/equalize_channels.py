@@ -193,7 +193,9 @@ def _through(
     (source,) = given
     if attention.is_matmul(node):
         return _weighed(node, source, arrived[source])
-    if _rectifies(graph, node) or dataflow.moves_only(graph, node) or dataflow.averages(graph, node):
+    if _rectifies(graph, node):
+        return arrived[source]  # labels are positive; timm's ReLU would write into them
+    if dataflow.moves_only(graph, node) or dataflow.averages(graph, node):
         return dataflow.push(graph, node, source, arrived[source])
     return None
 

@@ -1,8 +1,8 @@
 """A bias that makes up for rounded weights, so that mean outputs over the calibration images are what they were.
 
 Rounding moves an output channel by (W' - W) x, whose mean over all x is (W' - W) E[x]: a number, which the bias can
-take back. Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
-section 4.2, with means from images instead of from norms.
+take back. Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv
+1906.04721, section 4.2, with means from images instead of from norms.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def weight_steps(weight: Float64s, rest: str) -> Float64s:
             f"weights up to {largest.max():.1e} need steps beyond {np.finfo(kind).max:.1e}, which {rest} can't hold; "
             "keep the map in floating point"
         )
-    return stored.astype(np.float64)
+    steps: Float64s = stored.astype(np.float64)
+    return steps
 
 
 def nearest_codes(weight: Float64s, steps: Float64s) -> Int8s:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import platform
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nextvit_deploy import __version__
 from nextvit_deploy.cache import cache_folder
 from nextvit_deploy.data import Pictures
 from nextvit_deploy.evaluate.pool import keep, pool
-from nextvit_exporters.errors import InvariantError
+from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.files import not_written
 from nextvit_exporters.quantize.calibration import Calibration
 from nextvit_exporters.quantize_spec import QuantizeSpec
@@ -39,18 +41,25 @@ _AT_A_TIME: Final = 4
 class ScanRequest:
     """Where the weights come from, for other processes to load again, and how many of them.
 
-    None is the demo's checkpoint. ``ray`` is the address of a cluster, with at most ``workers`` tasks at a time.
+    None is the demo's checkpoint. ``ray`` is the address of a cluster, with at most ``workers`` tasks at a time; None
+    leaves that to the cluster's processors, and without a cluster all the work to this process.
     """
 
     checkpoint: str | None = None
     ema: bool = False
-    workers: int = 1
+    workers: int | None = None
     ray: str | None = None
 
     @property
     def alone(self) -> bool:
         """Whether this process does all the work."""
-        return self.workers == 1 and self.ray is None
+        return self.ray is None and self.workers in {None, 1}
+
+    @property
+    def elsewhere(self) -> str | None:
+        """The checkpoint as a process with another working directory finds it; a hub id as it is."""
+        source = self.checkpoint
+        return str(Path(source).absolute()) if source is not None and Path(source).exists() else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,10 @@ class Costs:
         )
 
 
+Answers = Generator[tuple[int, Costs], None, None]
+"""Costs of batches by their number, as they finish."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Pictures from ``start`` to before ``stop``, and the choices of blocks to try on them."""
@@ -99,6 +112,12 @@ class Judged:
     pictures: Pictures
     answers: tuple[int, ...] | None
 
+    def absolute(self) -> Judged:
+        """The same for a process with another working directory."""
+        here = self.pictures
+        paths = tuple(each.absolute() for each in here.paths)
+        return replace(self, pictures=replace(here, folder=here.folder.absolute(), paths=paths))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Here:
@@ -116,13 +135,17 @@ class Here:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Work of another process, which makes the graph again from the checkpoint and the calibration in a file."""
+    """Work of another process, which makes the graph again from the checkpoint and the calibration in a file.
+
+    Paths are absolute. Another version of this tool there is a DeployError.
+    """
 
     spec: ExportSpec
     checkpoint: str | None
     ema: bool
     calibration: Path
     judged: Judged
+    version: str = __version__
 
     def __call__(self, batch: Batch) -> Costs:
         """The costs of a batch; raises InvariantError where the checkpoint now makes another graph."""
@@ -135,10 +158,13 @@ class Elsewhere:
         from nextvit_exporters.quantize.identity import graph_hash
         from nextvit_exporters.quantize.sensitivity import BlockwiseInt8
 
+        host = platform.node() or "a worker"
+        if self.version != __version__:
+            raise DeployError(f"{host} has nextvit-deploy {__version__}, not {self.version}; install the same there")
         graph, _ = rewrite(self.spec, open_checkpoint(self.checkpoint, ema=self.ema), lambda _: None)
         found = Calibration.load(self.calibration)
         if graph_hash(graph) != found.graph:
-            raise InvariantError("the checkpoint is not the one that was calibrated; start again")
+            raise InvariantError(f"the checkpoint on {host} is not the one that was calibrated; start again")
         blockwise = BlockwiseInt8(graph, quantize_of(self.spec), found)
         g.release(graph)
         yield blockwise
@@ -172,18 +198,19 @@ class Scanner:
         parts: dict[int, Costs] = {}
         total: Costs | None = None
         added = 0
-        for index, part in run(batches, list(choices), on_step):
-            parts[index] = part
-            while added in parts:  # in the order of the pictures, whoever is first
-                total = parts.pop(added) if total is None else total + parts.pop(added)
-                added += 1
+        with contextlib.closing(run(batches, list(choices), on_step)) as answers:
+            for index, part in answers:
+                parts[index] = part
+                while added in parts:  # in the order of the pictures, whoever is first
+                    total = parts.pop(added) if total is None else total + parts.pop(added)
+                    added += 1
         if total is None or not math.isfinite(total.signal) or total.signal == 0.0:
             raise InvariantError("PyTorch's logits are zero or not finite on these images; nothing can be compared")
         if not all(math.isfinite(each.noise) for each in total.choices):
             raise InvariantError("logits in INT8 are not finite on these images; calibrate on images like them")
         return total
 
-    def _here(self, batches: Sequence[Batch], names: Sequence[str], on_step: OnStep) -> Iterator[tuple[int, Costs]]:
+    def _here(self, batches: Sequence[Batch], names: Sequence[str], on_step: OnStep) -> Answers:
         """By this process, on the graph it has."""
 
         def tell(batch: Batch, index: int) -> None:
@@ -192,17 +219,17 @@ class Scanner:
         work = Here(self.spec, self.blockwise, self.judged, tell)
         yield from pool(1).run(work, batches)
 
-    def _elsewhere(
-        self, batches: Sequence[Batch], names: Sequence[str], on_step: OnStep
-    ) -> Iterator[tuple[int, Costs]]:
+    def _elsewhere(self, batches: Sequence[Batch], names: Sequence[str], on_step: OnStep) -> Answers:
         """By other processes, which begin with making the graph."""
         what, done = names[0] if len(names) == 1 else "sensitivity of all blocks", 0
+        asked = self.request
         with _saved(self.found) as path:
-            work = Elsewhere(self.spec, self.request.checkpoint, self.request.ema, path, self.judged)
-            for index, part in pool(self.request.workers, self.request.ray).run(work, batches):
-                done += part.count
-                on_step(f"{what}, {done} of {len(self.judged.pictures)} images done")
-                yield index, part
+            work = Elsewhere(self.spec, asked.elsewhere, asked.ema, path, self.judged.absolute())
+            with contextlib.closing(pool(asked.workers or 0, asked.ray).run(work, batches)) as answers:
+                for index, part in answers:
+                    done += part.count
+                    on_step(f"{what}, {done} of {len(self.judged.pictures)} images done")
+                    yield index, part
 
 
 @contextlib.contextmanager
@@ -215,7 +242,7 @@ def _saved(found: Calibration) -> Iterator[Path]:
     except OSError as error:
         raise not_written(folder, error) from error
     with place as name:
-        path = Path(name) / "calibration.safetensors"
+        path = Path(name).absolute() / "calibration.safetensors"
         found.save(path)
         yield path
 

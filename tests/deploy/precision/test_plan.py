@@ -98,8 +98,7 @@ def test_saturated_pictures_are_said_to_tell_nothing(network: Network) -> None:
     assert (plan.budget, plan.keep, plan.top1, plan.float_top1) == ("0.5pt", (), 1.0, 1.0)
     fine, saturated = plan.notes
     assert fine == (
-        f"on {JUDGED} images one image is 5 points, so a budget of 0.5pt allows none to be lost; "
-        "more images tell finer"
+        f"on {JUDGED} images one image is 5 points, so a budget of 0.5pt allows none to be lost; more images tell finer"
     )
     assert saturated.startswith(f"INT8 loses no answer on these {JUDGED} images, of which PyTorch has {JUDGED} right")
     assert f"{plan.sqnr_db:.1f} dB" in saturated

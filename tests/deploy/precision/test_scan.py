@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from nextvit_deploy import __version__
 from nextvit_deploy.cache import VARIABLE
+from nextvit_deploy.data import find_pictures
 from nextvit_deploy.evaluate.pool import let_go
 from nextvit_deploy.precision.scan import Batch, Cost, Costs, Elsewhere, Here, Judged, Scanner, ScanRequest
-from nextvit_exporters.errors import InvariantError
+from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.quantize.placement import blocks, placement
 from tests.deploy.precision.networks import ALONE, SENSITIVE, Network
 
@@ -32,8 +34,8 @@ def test_sums_are_taken_in_the_order_of_the_pictures(network: Network, monkeypat
     before = scanner.costs({"last": (last,)}, lambda _: None)
     here = Scanner._here
 
-    def backwards(self: Scanner, *given: Any) -> object:
-        return reversed(list(here(self, *given)))
+    def backwards(self: Scanner, *given: Any) -> Iterator[object]:
+        yield from reversed(list(here(self, *given)))
 
     monkeypatch.setattr(Scanner, "_here", backwards)
     assert scanner.costs({"last": (last,)}, lambda _: None) == before
@@ -45,10 +47,41 @@ def test_another_checkpoint_than_was_calibrated_is_noticed(sensitive: Network, t
     sensitive.found.save(path)
     work = Elsewhere(sensitive.spec, None, False, path, Judged(sensitive.judged, None))  # noqa: FBT003 - no average
     try:
-        with pytest.raises(InvariantError, match="not the one that was calibrated"):
+        with pytest.raises(InvariantError, match="is not the one that was calibrated; start again"):
             work(Batch(0, 1, ((SENSITIVE,),)))
     finally:
         let_go()
+
+
+def test_another_version_elsewhere_is_noticed(network: Network, tmp_path: Path) -> None:
+    judged = Judged(network.judged, None)
+    work = Elsewhere(network.spec, None, False, tmp_path, judged, "0.0")  # noqa: FBT003 - no average
+    with pytest.raises(DeployError, match=f"has nextvit-deploy {__version__}, not 0.0; install the same there"):
+        work(Batch(0, 1, ()))
+
+
+def test_others_find_files_by_their_whole_paths(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.pth").touch()
+    assert ScanRequest("own.pth").elsewhere == str(tmp_path / "own.pth")
+    assert ScanRequest("timm/nextvit_small").elsewhere == "timm/nextvit_small"
+    assert ScanRequest().elsewhere is None
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(network.judged.paths[0].read_bytes())
+    pictures = find_pictures(Path("images"), None, (64, 64), network.spec.preprocessing)
+    absolute = Judged(pictures, (3,)).absolute()
+    assert absolute.answers == (3,)
+    assert absolute.pictures.paths == (tmp_path / "images" / "a.png",)
+    assert absolute.pictures.names == pictures.names
+    assert absolute.pictures.fingerprint == pictures.fingerprint
+
+
+@pytest.mark.parametrize(("workers", "ray", "alone"), [(None, None, True), (1, None, True), (2, None, False)])
+def test_who_works_alone(workers: int | None, ray: str | None, alone: bool) -> None:  # noqa: FBT001 - pytest's
+    assert ScanRequest(workers=workers, ray=ray).alone is alone
+    assert not ScanRequest(workers=workers, ray="auto").alone
 
 
 def test_a_batch_is_named_in_errors() -> None:

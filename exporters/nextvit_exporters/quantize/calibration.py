@@ -62,7 +62,9 @@ class Calibration:
         arrays, facts = read_sealed(path)
         try:
             return _calibration(arrays, facts)
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise DeployError(f"{path} is no calibration of this version: it lacks {error}; calibrate again") from error
+        except (RecursionError, TypeError, ValueError) as error:
             raise DeployError(f"{path} is no calibration of this version: {error}; calibrate again") from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:

@@ -163,14 +163,14 @@ def _mse(histogram: Histogram) -> float:
 
     The first two grids only have to find the neighbourhood, and read bins pooled by eight and by two.
     """
-    exponents = -np.arange(_OCTAVES * _COARSE + 1) / _COARSE
+    exponents: Numbers = -np.arange(_OCTAVES * _COARSE + 1, dtype=np.float64) / _COARSE
     best = 0.0
     for spacing, together in ((1 / _COARSE, 8), (1 / _COARSE**2, 2), (1 / _COARSE**3, 1)):
         exponents = np.minimum(exponents, 0.0)
         counts = np.trim_zeros(_pooled(histogram.counts, together), "b")
         errors = _squared_errors(counts, histogram.width * together, histogram.largest * np.exp2(exponents))
         best = float(exponents[int(np.argmin(errors))])
-        exponents = best + np.arange(-_COARSE, _COARSE + 1) * (spacing / _COARSE)
+        exponents = best + np.arange(-_COARSE, _COARSE + 1, dtype=np.float64) * (spacing / _COARSE)
     return float(histogram.largest * np.exp2(best))
 
 
@@ -181,7 +181,7 @@ def _squared_errors(counts: Counts, width: float, clips: Numbers) -> Numbers:
     edges, is differenced. Up to the clip c the error runs from -s/2 to s/2 over each step s = c / 127, which gives
     s^3 / 12 a step and r^3 / 3 for the rest r; beyond, (x - c)^3 / 3.
     """
-    edges = np.arange(len(counts) + 1) * width
+    edges: Numbers = np.arange(len(counts) + 1, dtype=np.float64) * width
     shares = counts / (counts.sum() * width)
     return np.array([float(shares @ np.diff(_integral(edges, float(clip)))) for clip in clips])
 

@@ -189,7 +189,7 @@ class Observer:
         self._places[name] += together.shape[1] * len(inputs)
         if self._keeps_grams:
             most = max(1, _MOST_PATCHES // (together.numel() or 1))
-            for some in inputs.split(most):
+            for some in torch.split(inputs, most):
                 each = patches(module, some)
                 self._products[name] += torch.matmul(each.mT, each)
 

@@ -34,10 +34,13 @@ TRT_RTX: Final = ("tensorrt-rtx-cu12",)
 PYCUDA: Final = ("pycuda",)
 COREML: Final = ("coremltools",)
 RAY: Final = ("ray",)
-EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML, *RAY)
+MODELOPT: Final = ("nvidia-modelopt", "lief", "onnx-graphsurgeon", "onnxslim")
+EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML, *RAY, *MODELOPT)
 """What the lanes beyond the core ask for."""
 OTHERS: Final = ("timm",)
 """Not needed by any lane, but worth knowing when checkpoints come from it."""
+RIVALS: Final = ("onnxruntime-gpu",)
+"""What overwrites files of a package of the core: ``nvidia-modelopt[onnx]`` brings it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def core_ml(versions: Mapping[str, str | None], system: str = sys.platform) -> t
     )
 
 
-def installed_versions(names: tuple[str, ...] = (*CORE, *EXTRAS, *OTHERS)) -> dict[str, str | None]:
+def installed_versions(names: tuple[str, ...] = (*CORE, *EXTRAS, *OTHERS, *RIVALS)) -> dict[str, str | None]:
     """Distribution name to installed version, None where there is none."""
     return {name: _version(name) for name in names}
 
@@ -136,6 +139,9 @@ def lanes(
         ),
         _with_wheels(_lane("coreml", _core_ml(system), COREML, versions, "coreml"), system, processor),
         _ray(_lane("ray", "shares the work among a Ray cluster's machines", RAY, versions, "ray"), system, processor),
+        _alone(
+            _lane("modelopt", "quantizes with NVIDIA's ModelOpt, on the CPU", MODELOPT, versions, "modelopt"), versions
+        ),
     )
 
 
@@ -193,6 +199,16 @@ def _ray(lane: Lane, system: str, processor: str | None) -> Lane:
         return lane
     reason = "there is no ray for Macs with Intel's processors; use --workers"
     return replace(lane, reason=reason, remedy=None)
+
+
+def _alone(lane: Lane, versions: Mapping[str, str | None]) -> Lane:
+    """ModelOpt's lane, which is closed where its extra for ONNX put another ONNX Runtime over the one of the core."""
+    (rival,) = RIVALS
+    if lane.works and versions.get(rival):
+        reason = f"{rival} {versions[rival]} lies over onnxruntime's files, as nvidia-modelopt[onnx] wants it"
+        remedy = f"pip uninstall -y {rival} && pip install --force-reinstall --no-deps onnx onnxruntime"
+        return replace(lane, works=False, reason=reason, remedy=remedy)
+    return lane
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def by_name(
 
 def test_all_lanes_work_when_all_is_installed() -> None:
     found = by_name(ALL)
-    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml", "ray"]
+    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml", "ray", "modelopt"]
     assert all(works and remedy is None for works, _, remedy in found.values())
     assert found["trt-rtx"][1] == "builds TensorRT-RTX engines without a GPU"
     assert [lane.name for lane in doctor.lanes(ALL)] == list(found)
@@ -53,6 +53,10 @@ def test_each_package_of_the_core_is_needed(missing: str) -> None:
         ("pycuda", "pycuda"),
         ("coremltools", "coreml"),
         ("ray", "ray"),
+        ("nvidia-modelopt", "modelopt"),
+        ("lief", "modelopt"),
+        ("onnx-graphsurgeon", "modelopt"),
+        ("onnxslim", "modelopt"),
     ],
 )
 def test_a_lane_names_its_extra(missing: str, lane: str) -> None:
@@ -141,6 +145,20 @@ def test_the_versions_are_those_that_coremltools_holds() -> None:
     assert f'_TORCH_MAX_VERSION = "{doctor.COREMLTOOLS[version].torch}"' in held.read_text()
 
 
+def test_another_onnx_runtime_over_the_cores_closes_modelopt() -> None:
+    """As ``nvidia-modelopt[onnx]`` installs it; this project's own extra does not."""
+    found = by_name(ALL | {"onnxruntime-gpu": "1.24.4"})
+    assert [name for name, (works, _, _) in found.items() if not works] == ["modelopt"]
+    assert found["modelopt"] == (
+        False,
+        "onnxruntime-gpu 1.24.4 lies over onnxruntime's files, as nvidia-modelopt[onnx] wants it",
+        "pip uninstall -y onnxruntime-gpu && pip install --force-reinstall --no-deps onnx onnxruntime",
+    )
+    assert "onnxruntime-gpu" in doctor.installed_versions()
+    required = metadata.requires("nextvit-deploy") or []
+    assert not any("modelopt[" in line or "onnxruntime-gpu" in line for line in required)
+
+
 def test_versions_are_those_of_the_metadata() -> None:
     versions = doctor.installed_versions(("numpy", "no-such-package-anywhere"))
     assert versions == {"numpy": metadata.version("numpy"), "no-such-package-anywhere": None}
@@ -165,6 +183,7 @@ def test_the_lists_are_those_of_the_distribution() -> None:
         "pycuda": doctor.PYCUDA,
         "coreml": doctor.COREML,
         "ray": doctor.RAY,
+        "modelopt": doctor.MODELOPT,
     }
     for extra, names in extras.items():
         found = {_name(line) for line in required if re.search(rf"extra == .{extra}.(?![\w-])", line)}

@@ -191,7 +191,7 @@ ADVICE: Final[Mapping[str, str]] = {
 
 
 def estimate(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> Int8Cost:
-    """What INT8 is expected to cost and to save on a T4, at the file's shapes, open axes as in ``shapes`` of its inputs.
+    """What INT8 is expected to cost and to save on a T4; ``shapes`` of the inputs are for axes that are left open.
 
     Reads the graph, no weights. Without ``shapes``, an open first axis counts as 1 and any other as 224. Raises
     BuildFailed for a file whose shapes ONNX can't infer.

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nextvit_exporters.errors import InvariantError
-from nextvit_exporters.quantize.weights import MOST, nearest_codes
+from nextvit_exporters.quantize.weights import LEVELS as MOST
+from nextvit_exporters.quantize.weights import nearest_codes
 
 Float64s = NDArray[np.float64]
 Int8s = NDArray[np.int8]
@@ -64,24 +65,27 @@ def _factor(gram: Tensor, damping: float) -> Tensor:
     alive = diagonal > 0
     damped = gram.clone()
     damped.diagonal().add_(torch.where(alive, damping * diagonal[alive].mean(), torch.ones_like(diagonal)))
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return factor
 
 
 def _fed_back(weight: Float64s, steps: Float64s, nearest: Int8s, factor: Tensor) -> Int8s:
-    """Round column by column; a block of them at a time, whose errors reach the columns behind it in one product."""
-    left, step = torch.from_numpy(weight.copy()), torch.from_numpy(steps)
-    middle = torch.from_numpy(nearest.astype(np.float64))
+    """Round column by column; a block of them at a time, whose errors reach the columns behind it in one product.
+
+    Weights are counted in steps and lie transposed, so that a column is one run of memory.
+    """
+    left = torch.from_numpy(weight / steps[:, None]).T.contiguous()
+    middle = torch.from_numpy(nearest.astype(np.float64)).T.contiguous()
     low, high = (middle - MOST_STEPS).clamp(-MOST, MOST), (middle + MOST_STEPS).clamp(-MOST, MOST)
     codes = torch.empty_like(left)
-    for start in range(0, left.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, left.shape[1])
-        errors = torch.empty(len(left), stop - start, dtype=torch.float64)
+    for start in range(0, len(left), _BLOCK):
+        stop = min(start + _BLOCK, len(left))
+        errors = torch.empty_like(left[start:stop])
         for at in range(start, stop):
-            whole = torch.round(left[:, at] / step)
-            codes[:, at] = torch.minimum(torch.maximum(whole, low[:, at]), high[:, at])
-            error = (left[:, at] - codes[:, at] * step) / factor[at, at]
-            left[:, at + 1 : stop] -= torch.outer(error, factor[at, at + 1 : stop])
-            errors[:, at - start] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    result: Int8s = codes.numpy().astype(np.int8)
+            codes[at] = torch.minimum(torch.maximum(torch.round(left[at]), low[at]), high[at])
+            error = (left[at] - codes[at]) / factor[at, at]
+            left[at + 1 : stop].addr_(factor[at, at + 1 : stop], error, alpha=-1.0)
+            errors[at - start] = error
+        left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1.0)
+    result: Int8s = codes.T.numpy().astype(np.int8)
     return result

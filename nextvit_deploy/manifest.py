@@ -53,6 +53,8 @@ class Manifest:
     """What ``ops`` counts."""
     built: Mapping[str, object] = field(default_factory=dict)
     """What else was read back from the artefact, by name."""
+    precision_plan: Mapping[str, object] | None = None
+    """Which blocks stay in floating point in an INT8 artefact, and why; None where nothing was planned."""
 
     @property
     def verdict(self) -> Verdict:
@@ -77,6 +79,8 @@ class Manifest:
             "versions": dict(self.versions),
             "seconds": dict(self.seconds),
         }
+        if self.precision_plan is not None:
+            fields["precision_plan"] = self.precision_plan
         return {key: plain(value) for key, value in fields.items()}
 
     def write(self, path: Path) -> None:

@@ -21,11 +21,12 @@ from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
+from nextvit_deploy.quantization import calibration_of, pictures_for, quantize, quantize_again
 from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
 from nextvit_deploy.strangers import strange_package
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
-from nextvit_exporters.errors import CheckpointMismatch
+from nextvit_exporters.errors import CheckpointMismatch, NotExecutable
 from nextvit_exporters.passes.base import PassRecord, run_passes
 from nextvit_exporters.spec import Artifact, ExportSpec
 from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK, Saved
@@ -51,7 +52,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         target.check_spec(spec)
         path = request.output / (spec.stem + target.SUFFIX)
         check_places(request, spec, path)
-        images = open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
+        images = judged_images(request, spec, checkpoint)
         cases = v.cases_for(spec, images)
         own = calibration_pictures(request, spec)
         info = describe(checkpoint)
@@ -63,6 +64,11 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         del checkpoint
         spec, more = with_calibration(request, spec, graph, own, on_step)
         spec, notes = target.settle(spec, graph, r.graph_inputs(spec, images)), (*notes, *more)
+    made = None
+    if request.quantize is not None:
+        with clock.step("quantize"):
+            made = quantize(request, spec, graph, on_step)
+            spec, graph, notes = made.spec, made.graph, (*notes, *made.notes)
     with clock.step("PyTorch with rounded constants"):
         rounded = r.rounded_outputs(spec, graph, cases)
     with published(path) as draft:
@@ -72,6 +78,8 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             examples = r.artefact_inputs(spec, images) if own is None else Inputs(spec, own)
             built = target.build(spec, module, draft, provenance(spec, info, passes), on_step, examples)
             g.release(module)
+            if made is not None:
+                made.found.save(calibration_of(draft))
         with clock.step("verify the saved file"):
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
             checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
@@ -80,6 +88,8 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         manifest = manifest_of(
             spec, info, replace(built, path=path), passes, saved, checks, (*notes, *_rolled_back(passes)), clock.seconds
         )
+        if made is not None and made.plan is not None:
+            manifest = replace(manifest, precision_plan=made.plan.as_dict())
         manifest.write(manifest_path(draft))
         check_places(request, spec, path)  # something may have come in the way meanwhile
     hand_over(request, manifest, images, original.outputs[0], on_step)
@@ -111,7 +121,12 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     if recorded:
         with clock.step("certify passes"):
             graph, passes = rewrite(made, checkpoint, on_step)
-            references[SAME_NETWORK] = r.rounded_outputs(made, graph, cases)
+            try:
+                if made.quantize is not None:
+                    graph = quantize_again(made, graph, source)
+                references[SAME_NETWORK] = r.rounded_outputs(made, graph, cases)
+            except NotExecutable as error:  # which is a verdict of this question, not the end of the others
+                notes = (*notes, str(error))
             g.release(graph)
         notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
     elif source != path:
@@ -161,6 +176,16 @@ def open_images(folder: Path | None, count: int, size: tuple[int, int], checkpoi
         return noise_images(count, size, checkpoint.preprocessing, _SEED)
     images = load_images(DEMO_IMAGES, count, size, checkpoint.preprocessing)
     return replace(images, source=f"{len(images)} of the demo's digits")
+
+
+def judged_images(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> ImageSet:
+    """The images to verify a new artefact on: those asked for, and of the demo's none that it is calibrated on."""
+    if request.quantize is not None and request.images is None:
+        _, others = pictures_for(request, spec)
+        if others is not None:
+            images = others.read(0, request.count)
+            return replace(images, source=f"{len(images)} of the demo's digits")
+    return open_images(request.images, request.count, (spec.height, spec.width), checkpoint)
 
 
 def model_of(spec: ExportSpec, checkpoint: Checkpoint) -> nn.Module:

@@ -14,6 +14,7 @@ from nextvit_exporters.engine_spec import ONE, EngineSpec, Range
 from nextvit_exporters.errors import MissingExtra, UnsupportedSpec
 from nextvit_exporters.opsets import CONSUMERS, TENSORRT_OPSET, opset_for
 from nextvit_exporters.passes.sets import TENSORRT
+from nextvit_exporters.quantize_spec import QuantizeSpec
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_exporters.tensorrt.backends import BACKENDS, gpu, plain_name
 from nextvit_exporters.tensorrt.choice import choose
@@ -69,6 +70,29 @@ class CoreMLRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """What is asked of INT8 beyond the graph.
+
+    ``calibration`` is a folder of pictures to calibrate on, ``size`` how many of them. ``budget`` is what accuracy may
+    be lost, as text; ``plan`` is a file with the blocks to keep, in its place. A plan is measured on ``judged``
+    pictures, ``workers`` and ``ray`` are who measures.
+    """
+
+    calibration: Path | None = None
+    size: int = 128
+    method: str = "mse"
+    rounding: str = "nearest"
+    equalize: bool = True
+    correct_bias: bool = True
+    quantizer: str = "onnxruntime"
+    budget: str | None = None
+    plan: Path | None = None
+    judged: int = 64
+    workers: int = 1
+    ray: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What the user typed. None means: as the checkpoint says (size), the demo's (checkpoint, images).
 
@@ -95,6 +119,7 @@ class Request:
     pass_set: str | None = None
     engine: EngineRequest | None = None
     coreml: CoreMLRequest | None = None
+    quantize: QuantizeRequest | None = None
     said: tuple[str, ...] = ()
     """What was assumed on the way here, to be told with the rest."""
 
@@ -122,6 +147,20 @@ def with_coreml(request: Request, asked: CoreMLRequest) -> Request:
         size=request.size or (asked.sizes[0] if asked.sizes else None),
         dynamic_size=bool(asked.sizes or asked.flexible),
         coreml=asked,
+    )
+
+
+def with_quantize(request: Request, asked: QuantizeRequest | None) -> Request:
+    """``request`` in INT8, or as it is for None; a file for anybody is in the opset that engines are built from."""
+    if asked is None:
+        return request
+    anybody = request.opset is None and request.consumer is None
+    return replace(
+        request,
+        precision=Precision.INT8,
+        opset=TENSORRT_OPSET if anybody else request.opset,
+        quantize=asked,
+        simplify=False,  # it packs maps, and folds weights behind their steps
     )
 
 
@@ -167,6 +206,21 @@ def spec_for(request: Request, checkpoint: Checkpoint) -> ExportSpec:
         pass_set=request.pass_set,
         engine=engine,
         coreml=None if asked is None else coreml_for(asked, (height, width)),
+        quantize=None if request.quantize is None else quantize_for(request.quantize, request),
+    )
+
+
+def quantize_for(asked: QuantizeRequest, request: Request) -> QuantizeSpec:
+    """What is asked of INT8: what TensorRT reads has FP16 beside it, what others read float32."""
+    for_tensorrt = request.target == "tensorrt" or (request.consumer or "").startswith("tensorrt")
+    return QuantizeSpec(
+        rest="fp16" if for_tensorrt else "fp32",
+        method=asked.method,
+        rounding=asked.rounding,
+        equalize=asked.equalize,
+        correct_bias=asked.correct_bias,
+        quantizer=asked.quantizer,
+        size=asked.size,
     )
 
 

@@ -14,6 +14,8 @@ DEFAULT_OPSET: Final = 18
 """Written by torch's exporter without conversion, and read by every runtime since early 2023."""
 TENSORRT_OPSET: Final = 20
 """For engines: read by every TensorRT from 10.0 on; 18, 20 and 22 give the same engine, byte for byte."""
+OLDEST_INT8_OPSET: Final = 19
+"""The first whose QuantizeLinear takes steps in FP16."""
 CONSUMERS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "tensorrt-8.6": 17,

@@ -50,6 +50,12 @@ class QuantizeSpec:
             if value not in known:
                 raise UnsupportedSpec(f"there is no {what} {value}; choose one of {', '.join(known)}")
 
+    @property
+    def stem(self) -> tuple[str, ...]:
+        """What of it goes into the file name."""
+        told = {"gptq": self.rounding == "gptq", "modelopt": self.quantizer == "modelopt"}
+        return tuple(name for name, is_so in told.items() if is_so)
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; ``from_dict`` reads it back."""
         return asdict(self) | {"keep": list(self.keep)}

@@ -12,6 +12,7 @@ from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.files import sha256_of, size_of
+from nextvit_exporters.quantize_spec import QuantizeSpec
 from nextvit_models.preprocessing import Preprocessing
 
 MIN_SIDE: Final = 32
@@ -63,7 +64,7 @@ class ExportSpec:
     ``width`` and ``batch`` are then what it is verified at first. ``consumer`` names who reads the file, None for
     anybody; ``skip`` names passes that are left out, ``pass_set`` the target's list of them where it has several.
     ``io`` is the type of the output and of a normalised input; ``engine`` and ``coreml`` are what TensorRT or Core ML
-    is asked beyond the graph.
+    is asked beyond the graph, ``quantize`` is how a graph in INT8 came to be.
     """
 
     model: str
@@ -87,6 +88,7 @@ class ExportSpec:
     pass_set: str | None = None
     engine: EngineSpec | None = None
     coreml: CoreMLSpec | None = None
+    quantize: QuantizeSpec | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < MIN_SIDE:
@@ -101,6 +103,8 @@ class ExportSpec:
     def stem(self) -> str:
         """File name without suffix: model, task, size, batch, precision, input and consumer."""
         parts = [self.model, self.coreml.head if self.coreml else self.task, *self._sizes(), str(self.precision)]
+        if self.quantize is not None:
+            parts += self.quantize.stem
         if self.input is not InputKind.NORMALIZED:
             parts.append(str(self.input))
         if self.io is not Precision.FP32:
@@ -124,9 +128,14 @@ class ExportSpec:
 
     @property
     def numbers(self) -> str:
-        """What constants are stored in: the precision, and how weights are compressed."""
-        compressed = None if self.coreml is None else self.coreml.compression
-        return str(self.precision) if compressed is None else f"{self.precision}, {compressed}"
+        """What constants are stored in: the precision, and what is beside INT8 or how weights are compressed."""
+        beside = self.quantize.rest if self.quantize else None if self.coreml is None else self.coreml.compression
+        return str(self.precision) if beside is None else f"{self.precision}, {beside}"
+
+    @property
+    def rest(self) -> Precision:
+        """What everything beside INT8 is stored and computed in; without INT8 the precision itself."""
+        return self.precision if self.quantize is None else Precision(self.quantize.rest)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -150,6 +159,7 @@ class ExportSpec:
             "io": str(self.io),
             "engine": self.engine and self.engine.as_dict(),
             "coreml": self.coreml and self.coreml.as_dict(),
+            "quantize": self.quantize and self.quantize.as_dict(),
         }
 
     @classmethod
@@ -165,6 +175,7 @@ class ExportSpec:
                 "io": Precision(fields.get("io", Precision.FP32)),
                 "engine": EngineSpec.from_dict(fields["engine"]) if fields.get("engine") else None,  # type: ignore[arg-type]
                 "coreml": CoreMLSpec.from_dict(fields["coreml"]) if fields.get("coreml") else None,  # type: ignore[arg-type]
+                "quantize": QuantizeSpec.from_dict(fields["quantize"]) if fields.get("quantize") else None,  # type: ignore[arg-type]
             }
             return cls(**values)  # type: ignore[arg-type]  # as above
         except (KeyError, TypeError, ValueError) as error:

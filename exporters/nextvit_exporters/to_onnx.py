@@ -26,12 +26,15 @@ from nextvit_exporters.executors.base import Array
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.onnx_names import name_nodes, strip_provenance
-from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
+from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_INT8_OPSET, OLDEST_OPSET
 from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.equalize_channels import EqualizeChannels
 from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
 from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
+from nextvit_exporters.quantize.explicit import quantize_onnx
+from nextvit_exporters.quantize.quantized import clipped, take_quantizers
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
 
@@ -39,14 +42,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUFFIX: Final = ".onnx"
-PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16)
+PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Precision.INT8)
 INPUT: Final = "image"
 OUTPUT: Final = "logits"
 WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
 _IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
-PASSES: Final[tuple[Pass, ...]] = tuple({each.name: each for each in (*ONNX_RUNTIME, *TENSORRT_PASSES)}.values())
+PASSES: Final[tuple[Pass, ...]] = tuple(
+    {each.name: each for each in (*ONNX_RUNTIME, *TENSORRT_PASSES, EqualizeChannels())}.values()
+)
 
 SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
     {
@@ -54,6 +59,7 @@ SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
             1e-5, "float32 alone: 2.5e-7 (nano) to 3.6e-7 (large); one weight of nano scaled by 1.001: 1.1e-4"
         ),
         Precision.FP16: Tolerance(1e-5, "the same arithmetic on FP16-valued constants, so the same bound as fp32"),
+        Precision.INT8: Tolerance(1e-5, "real numbers in place of int8 steps, so the same bound as fp32"),
     }
 )
 PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
@@ -62,10 +68,9 @@ PRECISION_COST: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
         Precision.FP16: Tolerance(
             1e-2, "emulated storage: 3.7e-4 (trained nano) to 7.0e-4 (large at 384, random weights)"
         ),
+        Precision.INT8: Tolerance(1e-1, "INT8COST"),
     }
 )
-
-
 TOLERANCES: Final[Mapping[str, Mapping[Precision, Tolerance]]] = MappingProxyType(
     {targets.SAME_NETWORK: SAME_NETWORK, targets.PRECISION_COST: PRECISION_COST}
 )
@@ -76,7 +81,9 @@ def check_spec(spec: ExportSpec) -> None:
     if spec.precision not in PRECISIONS:
         msg = f"onnx can't build {spec.precision}; choose one of {', '.join(map(str, PRECISIONS))}"
         raise UnsupportedSpec(msg)
-    if spec.io is not Precision.FP32 and (spec.io is not spec.precision or spec.input is InputKind.FLOAT):
+    if spec.precision is Precision.INT8:
+        _check_quantized(spec)
+    if spec.io is not Precision.FP32 and (spec.io is not spec.rest or spec.input is InputKind.FLOAT):
         msg = f"{spec.io} at input and output needs {spec.io} inside, and normalized or uint8 input"
         raise UnsupportedSpec(msg)
     if not OLDEST_OPSET <= spec.opset <= NEWEST_OPSET:
@@ -91,12 +98,26 @@ def check_spec(spec: ExportSpec) -> None:
         raise UnsupportedSpec(msg)
 
 
+def _check_quantized(spec: ExportSpec) -> None:
+    if spec.quantize is None:
+        raise UnsupportedSpec("INT8 needs a calibration; give images with --calibration DIR")
+    if spec.opset < OLDEST_INT8_OPSET:
+        raise UnsupportedSpec(f"INT8 needs opset {OLDEST_INT8_OPSET} or more, not {spec.opset}; drop --opset")
+
+
 def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     """The passes of this target in order, with what ``spec`` adds and leaves out."""
     paying = ONNX_RUNTIME
     if (spec.consumer or "").startswith("tensorrt"):
         paying = tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)
-    return (*(each for each in paying if each.name not in spec.skip), *input_passes(spec))
+    return (*(each for each in paying if each.name not in spec.skip), *int8_passes(spec), *input_passes(spec))
+
+
+def int8_passes(spec: ExportSpec) -> tuple[Pass, ...]:
+    """What makes a graph lose less in INT8, where it shall be in INT8."""
+    equalize = EqualizeChannels()
+    wanted = spec.quantize is not None and spec.quantize.equalize and equalize.name not in spec.skip
+    return (equalize,) if wanted else ()
 
 
 def input_passes(spec: ExportSpec) -> tuple[Pass, ...]:
@@ -127,13 +148,18 @@ def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     if spec.input is not InputKind.NORMALIZED and not hasattr(graph, MEAN):
         msg = f"normalize-input was refused or rolled back, so {spec.input} input can't be had; ask for normalized"
         raise UnsupportedSpec(msg)
-    if spec.precision is Precision.FP16:
+    if spec.rest is Precision.FP16:
         return to_half(graph, half_io=spec.io is Precision.FP16)
     return g.cast(graph, torch.float32)
 
 
 def reference(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
-    """The float64 graph in float32 arithmetic, carrying the constants the file will hold."""
+    """The float64 graph in float32 arithmetic, carrying the constants the file will hold.
+
+    A quantized one clips activations where the file does and leaves the rounding to steps out.
+    """
+    if spec.quantize is not None:
+        return clipped(graph, spec.quantize.rest)
     return round_constants(graph) if spec.precision is Precision.FP16 else g.cast(graph, torch.float32)
 
 
@@ -151,6 +177,7 @@ def build(
     BuildFailed when torch, onnx-simplifier or the ONNX checker refuses, or a dtype read back is not what was asked.
     """
     del examples
+    steps = {} if spec.quantize is None else take_quantizers(module)
     on_step("torch.onnx export")
     model = _to_proto(spec, module)
     name_nodes(model)
@@ -161,8 +188,13 @@ def build(
         on_step("onnx-simplifier")
         model = _simplify(model)
     name_nodes(model)  # the simplifier's own nodes too
+    if spec.quantize is not None:
+        on_step("ONNX Runtime's quantizer")
+
+        model = quantize_onnx(model, steps)
+        name_nodes(model)
     on_step("check and write")
-    check_precision(model, spec.precision)
+    check_precision(model, spec.rest)
     _describe(model, spec, provenance)
     _check(model)
     atomic_write(path, model.SerializeToString(deterministic=True))
@@ -188,8 +220,9 @@ def remarks(path: Path) -> tuple[str, ...]:
 
 def executors(spec: ExportSpec, path: Path) -> Mapping[str, OnnxRuntime]:
     """What can execute the file here, by the question it answers."""
-    cost = "exact" if spec.precision is Precision.FP32 else "emulated"
-    return {targets.SAME_NETWORK: OnnxRuntime(path, "exact"), targets.PRECISION_COST: OnnxRuntime(path, cost)}
+    cost = "exact" if spec.rest is Precision.FP32 else "emulated"
+    same = "unrounded" if spec.precision is Precision.INT8 else "exact"
+    return {targets.SAME_NETWORK: OnnxRuntime(path, same), targets.PRECISION_COST: OnnxRuntime(path, cost)}
 
 
 def read(path: Path) -> Saved:
@@ -211,10 +244,17 @@ def read(path: Path) -> Saved:
     for node in model.graph.node:
         ops[node.op_type] = ops.get(node.op_type, 0) + 1
     entry = next((p.value for p in model.metadata_props if p.key == MANIFEST_KEY), None)
-    quantized = "QuantizeLinear" in ops  # by another tool, which keeps a record that no longer holds
-    provenance = json.loads(entry) if entry and not quantized else None
+    provenance = json.loads(entry) if entry else None
+    if "QuantizeLinear" in ops and not _tells_of_int8(provenance):  # by another tool, which keeps a stale record
+        provenance = None
     by_count = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
     return Saved(provenance, by_count, str(read_dtypes(model)))
+
+
+def _tells_of_int8(provenance: object) -> bool:
+    """Whether a file's own record says that it is in INT8."""
+    spec = provenance.get("spec") if isinstance(provenance, Mapping) else None
+    return isinstance(spec, Mapping) and bool(spec.get("quantize"))
 
 
 def _to_proto(spec: ExportSpec, module: fx.GraphModule) -> onnx.ModelProto:

@@ -26,6 +26,7 @@ from nextvit_exporters.executors.tensorrt_device import TensorRTDevice
 from nextvit_exporters.executors.tensorrt_network import Mode, TensorRTNetwork
 from nextvit_exporters.files import atomic_write, sha256_of
 from nextvit_exporters.passes.base import Pass
+from nextvit_exporters.passes.equalize_channels import EqualizeChannels
 from nextvit_exporters.passes.sets import TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.spec import MIN_SIDE, Artifact, ExportSpec, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
@@ -41,7 +42,7 @@ PRECISIONS: Final[tuple[Precision, ...]] = (Precision.FP32, Precision.FP16, Prec
 INPUT: Final = to_onnx.INPUT
 OUTPUT: Final = to_onnx.OUTPUT
 WRITERS: Final = to_onnx.WRITERS
-PASSES: Final = TENSORRT_PASSES
+PASSES: Final = (*TENSORRT_PASSES, EqualizeChannels())
 
 SAME_NETWORK: Final[Mapping[Precision, Tolerance]] = MappingProxyType(
     {
@@ -126,14 +127,18 @@ def check_spec(spec: ExportSpec) -> None:
     known = {each.name for each in PASSES}
     if unknown := [name for name in spec.skip if name not in known]:
         raise UnsupportedSpec(f"no pass is called '{unknown[0]}'; the passes are {', '.join(sorted(known))}")
-    if spec.precision is not Precision.INT8:  # its graph is given, not written
+    if spec.precision is not Precision.INT8 or spec.quantize is not None:  # else its graph is given, not written
         to_onnx.check_spec(replace(spec, skip=()))
 
 
 def passes_for(spec: ExportSpec) -> tuple[Pass, ...]:
     """The passes of the chosen set in order, with what ``spec`` adds and leaves out."""
     paying = tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)
-    return (*(each for each in paying if each.name not in spec.skip), *to_onnx.input_passes(spec))
+    return (
+        *(each for each in paying if each.name not in spec.skip),
+        *to_onnx.int8_passes(spec),
+        *to_onnx.input_passes(spec),
+    )
 
 
 def tolerance_for(spec: ExportSpec, question: str) -> Tolerance:
@@ -148,9 +153,7 @@ def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSp
 
 
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
-    """As the ONNX target does; raises UnsupportedSpec for INT8, which comes as a quantized ONNX file."""
-    if spec.precision is Precision.INT8:
-        raise UnsupportedSpec("INT8 needs a quantized graph; give one with --onnx FILE, or choose --fp16")
+    """As the ONNX target does."""
     return to_onnx.lower(spec, graph)
 
 

@@ -51,6 +51,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: what was inferred, what was left alone.")]
 
 
+def one_precision(asked: dict[str, bool]) -> str | None:
+    """The one precision asked for, None where none is; raises BadParameter where two are."""
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        msg = f"--{chosen[0]} and --{chosen[1]} exclude each other; give one"
+        raise typer.BadParameter(msg, param_hint="the precision")
+    return chosen[0] if chosen else None
+
+
 def parse_size(text: str | None, option: str = "--size") -> tuple[int, int] | None:
     """``224`` or ``224x320`` (height x width), in pixels."""
     if text is None:

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from nextvit_deploy import terminal as t
+from nextvit_deploy.cli import int8 as q
 from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.grouped import grouped
 from nextvit_deploy.cli.report import report
 
 
@@ -30,7 +32,7 @@ class IoChoice(str, Enum):
 
 Fp16 = Annotated[bool, typer.Option("--fp16", help="FP16 inside; meant where no precision is given.")]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="Float32 inside, without TF32.")]
-Int8 = Annotated[bool, typer.Option("--int8", help="INT8, from the quantized graph that --onnx gives.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="INT8, calibrated here, or the quantized graph that --onnx gives.")]
 Io = Annotated[IoChoice, typer.Option("--io", help="Type of the output and of a normalised input.")]
 SizeRange = Annotated[str | None, typer.Option("--size", metavar="N|HxW|MIN:OPT:MAX", help="Input size in pixels.")]
 BatchRange = Annotated[str | None, typer.Option("--batch", metavar="N|MIN:OPT:MAX", help="Images at a time.")]
@@ -54,6 +56,7 @@ Kit = Annotated[Path | None, typer.Option("--kit", metavar="DIR", help="Write a 
 Triton = Annotated[Path | None, typer.Option("--triton", metavar="DIR", help="Write a Triton model repository.")]
 
 
+@grouped(q.Int8Options)
 def trt(  # noqa: PLR0913 - one parameter per option
     checkpoint: o.Ckpt = None,
     *,
@@ -75,6 +78,7 @@ def trt(  # noqa: PLR0913 - one parameter per option
     timing_cache: TimingCache = None,
     kit: Kit = None,
     triton: Triton = None,
+    int8_options: q.Int8Options,
     skip: o.Skip = None,
     ema: o.Ema = False,
     images: o.Images = None,
@@ -86,8 +90,6 @@ def trt(  # noqa: PLR0913 - one parameter per option
     """Build a TensorRT engine, without a GPU too, and verify what TensorRT understood against PyTorch."""
     precision, said = _precision({"fp16": fp16, "fp32": fp32, "int8": int8})
     kind = _input(reads, nhwc=uint8_nhwc)
-    if int8 and onnx_file is None:
-        raise typer.BadParameter("INT8 needs a quantized graph; give one with --onnx FILE", param_hint="'--int8'")
     with t.guard(), t.progress(quiet=quiet or as_json) as on_step:
         from nextvit_deploy import request as r
         from nextvit_deploy.given import export_given
@@ -111,7 +113,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
             pass_set=pass_set,
             said=said,
         )
-        request = r.with_engine(asked, engine)
+        here = int8 and onnx_file is None
+        request = r.with_engine(r.with_quantize(asked, int8_options.request(wanted=here)), engine)
         manifest = export(request, on_step) if onnx_file is None else export_given(request, onnx_file, on_step)
     report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
@@ -127,8 +130,5 @@ def _input(reads: o.InputChoice, *, nhwc: bool) -> str:
 
 def _precision(asked: dict[str, bool]) -> tuple[str, tuple[str, ...]]:
     """The one precision asked for; FP16 where none is, with a note that says so."""
-    chosen = [name for name, wanted in asked.items() if wanted]
-    if len(chosen) > 1:
-        msg = f"--{chosen[0]} and --{chosen[1]} exclude each other; give one"
-        raise typer.BadParameter(msg, param_hint="the precision")
-    return (chosen[0], ()) if chosen else ("fp16", ("no precision given: the engine is built in FP16",))
+    chosen = o.one_precision(asked)
+    return (chosen, ()) if chosen else ("fp16", ("no precision given: the engine is built in FP16",))

@@ -7,14 +7,15 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 from nextvit_deploy.evaluate.pool import Deaths, Done, Failure, Result, Task, attempt
 from nextvit_exporters.errors import DeployError, MissingExtra
@@ -24,6 +25,8 @@ _PATIENCE: Final = 5.0
 """Seconds in which a cluster's port must answer."""
 _LOOK: Final = 1.0
 """Seconds between two looks at what has finished."""
+
+_LET_IN: Final = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN where it wants a token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +92,51 @@ def check_installed() -> None:
 def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to the cluster; a connection that was there before stays. Raises DeployError."""
     check_installed()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read on import; what goes wrong is raised as well
     ray: Any = importlib.import_module("ray")
     if ray.is_initialized():
         yield ray
         return
     _check_answers(address)
     try:
-        with _own_signals(), warnings.catch_warnings():
+        with _own_signals(), _silent(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of changes in Ray to come
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
-        raise DeployError(_unreachable(address, _first_line(error))) from error
+        raise DeployError(f"{_unreachable(address, _first_line(error))}, or {_LET_IN}") from error
     try:
-        yield ray
+        with redirect_stdout(cast("TextIO", _WithoutRay(sys.stdout))):
+            yield ray
     finally:
         ray.shutdown()
+
+
+class _WithoutRay:
+    """Stdout without what Ray's own threads say on it of workers that died: results go there, and this is no result."""
+
+    def __init__(self, real: TextIO) -> None:
+        self._real = real
+
+    def write(self, text: str) -> int:
+        """Characters taken."""
+        return len(text) if threading.current_thread().name.startswith("ray_") else self._real.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what Ray's C++ half writes to stderr while it connects."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _check_answers(address: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,4 +134,4 @@ def test_where_nothing_can_be_kept_the_work_goes_on(cache: Path) -> None:
     assert "is a file, not a folder" in store.trouble
     assert store.finished(SHARDS) == {}
     store.remove()
-    assert os.listdir(cache.parent) == [cache.name]
+    assert list(cache.parent.iterdir()) == [cache]

@@ -57,12 +57,13 @@ def calibrate(
     from nextvit_exporters.quantize.identity import graph_hash
 
     asked = _asked(spec)
+    source = f"calibrated on {len(pictures)} of {pictures.total} images in {pictures.folder.resolve().name}"
     on_step("look for an earlier calibration")
     images, identity = pictures.fingerprint, graph_hash(graph)
     entry = _Entry(cache_folder("calibration") / _key(spec, asked, images, identity))
     found = entry.finished()
     if found is not None and (found.images, found.graph, found.count) == (images, identity, len(pictures)):
-        return found, (*found.notes, "calibration taken from the cache: same weights, images and settings")
+        return found, (source, *found.notes, "calibration taken from the cache: same weights, images and settings")
     checked = check_pictures(pictures, on_step)
     observer = _observer(asked, graph, entry)
     try:
@@ -71,10 +72,10 @@ def calibrate(
         found = _result(asked, graph, observer, (images, identity), on_step)
     finally:
         observer.close()
-    found = replace(found, notes=(_source(pictures), *checked, str(observer.convergence())))
+    found = replace(found, notes=(*checked, str(observer.convergence())))
     entry.keep(found)
     resumed = (f"calibration taken up again after {again} of {len(pictures)} images",) if again else ()
-    return found, (*found.notes, *resumed, *entry.notes)
+    return found, (source, *found.notes, *resumed, *entry.notes)
 
 
 def split(pictures: Pictures, count: int) -> tuple[Pictures, Pictures]:
@@ -221,10 +222,6 @@ def _result(
     from nextvit_exporters.quantize.placement import placement
 
     return replace(found, codes=codes(graph, placement(graph), observer.grams(), asked.rest, on_step))
-
-
-def _source(pictures: Pictures) -> str:
-    return f"calibrated on {len(pictures)} of {pictures.total} images in {pictures.folder.resolve().name}"
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -292,7 +292,8 @@ def test_one_look_is_too_few() -> None:
 
 
 def _mean(graph: fx.GraphModule) -> fx.Node:
-    return next(node for node in graph.graph.nodes if node.target == "mean")
+    mean: fx.Node = next(node for node in graph.graph.nodes if node.target == "mean")
+    return mean
 
 
 def _change(graph: fx.GraphModule, what: str) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextvit_deploy import terminal as t
+from nextvit_deploy.cli import int8
 from nextvit_deploy.cli import options as o
 from nextvit_deploy.cli.report import report
 
 if TYPE_CHECKING:
     from nextvit_deploy.manifest import Manifest
-    from nextvit_deploy.request import Request
+    from nextvit_deploy.request import CoreMLRequest, Request
     from nextvit_deploy.sweep import Sweep
 
 
@@ -93,6 +94,11 @@ def coreml(  # noqa: PLR0913 - one parameter per option
     features: Features = False,
     weights: Weights = None,
     activations: Activations = None,
+    calibration: int8.Calibration = None,
+    calibration_size: int8.Size = 128,
+    method: int8.Method = int8.MethodChoice.MINMAX,
+    equalize: int8.Equalize = True,
+    precision_plan: int8.Plan = None,
     sweep: SweepAll = False,
     keep_fp32: KeepFp32 = True,
     swift: Swift = None,
@@ -118,8 +124,24 @@ def coreml(  # noqa: PLR0913 - one parameter per option
         sizes, sides = o.parse_sizes(enumerated_sizes), o.parse_sides(flexible)
         about = About(author, licence, model_version, description)
         asked = r.CoreMLRequest(
-            ios, head, sizes, sides, _value(weights), _value(activations), keep_fp32, about, labels, swift
+            ios,
+            head,
+            sizes,
+            sides,
+            weights=_value(weights),
+            activations=_value(activations),
+            audit=keep_fp32,
+            about=about,
+            labels=labels,
+            swift=swift,
+            plan=precision_plan,
+            calibration=calibration,
+            calibration_size=calibration_size,
+            method=method.value,
+            equalize=equalize,
         )
+        if not sweep:
+            _check_int8(asked)
         request = r.Request(
             output=output,
             checkpoint=checkpoint,
@@ -134,6 +156,20 @@ def coreml(  # noqa: PLR0913 - one parameter per option
         )
         made = _make(r.with_coreml(request, asked), on_step, sweep=sweep)
     _tell(made, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def _check_int8(asked: CoreMLRequest) -> None:
+    """Raise BadParameter for options of a compression that isn't asked for."""
+    from nextvit_deploy.request import CoreMLRequest
+
+    plain = CoreMLRequest()
+    told = ("calibration", "calibration_size", "method", "equalize")
+    if asked.activations is None and any(getattr(asked, name) != getattr(plain, name) for name in told):
+        msg = "how int8 activations are calibrated says nothing of others; add --activations int8"
+        raise typer.BadParameter(msg, param_hint="the calibration")
+    if asked.activations is None and asked.weights is None and asked.plan is not None:
+        msg = "--precision-plan keeps blocks from a compression; add --activations int8"
+        raise typer.BadParameter(msg, param_hint="the plan")
 
 
 def _value(choice: Enum | None) -> str | None:

@@ -150,11 +150,22 @@ def test_the_overflow_is_found_where_nothing_is_kept(beyond: Path, tmp_path: Pat
     }
 
 
-@pytest.mark.parametrize("compression", [("--weights", "int8"), ("--activations", "int8", "--ios", "17")])
+@pytest.mark.parametrize(
+    "compression", [("--weights", "int8"), ("--activations", "int8", "--no-equalize", "--ios", "17")]
+)
 def test_a_compressed_package_keeps_nothing(beyond: Path, compression: tuple[str, ...], tmp_path: Path) -> None:
     says = f"{KEPT[0]} would overflow FP16 and has to stay in float32, which a compressed package can't do"
     assert refusal("coreml", beyond, *compression, "--output", tmp_path).startswith(says)
     assert not list(tmp_path.iterdir())
+
+
+def test_rescaled_channels_need_no_float32(beyond: Path, tmp_path: Path) -> None:
+    """What one map makes too large and the next makes small again is brought into balance before int8."""
+    ran = call("coreml", beyond, "--activations", "int8", "--ios", "17", "--count", "2", "--output", tmp_path, "--json")
+    assert (ran.status, ran.err, ran.json["verdict"]) == (0, "", "verified")
+    asked = ran.json["spec"]["coreml"]
+    assert (asked["keep_fp32"], asked["equalize"], asked["calibration_size"]) == ([], True, 0)
+    assert any("activation scales were taken from the images" in note for note in ran.json["notes"])
 
 
 def test_a_package_that_comes_near_says_so(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Json]:
     if needs_coremltools.args[0]:
         pytest.skip("coremltools has no wheel for this platform")
     folder = tmp_path_factory.mktemp("swept")
-    ran = call("coreml", "--sweep", "--ios", "17", "--count", "4", "-o", folder, "--json")
+    ran = call("coreml", "--sweep", "--ios", "17", "--count", "4", "--calibration-size", "16", "-o", folder, "--json")
     assert (ran.status, ran.err) == (0, ""), ran
     return folder, ran.json
 
@@ -206,13 +206,14 @@ def test_what_activations_were_calibrated_on_is_told(swept: tuple[Path, Json]) -
     (path,) = swept[0].glob("*_w8a8.mlpackage.json")
     manifest = strict_json(path.read_text(encoding="utf-8"))
     assert len(manifest["spec"]["coreml"]["calibration"]) == 64
-    assert any("activation scales were taken from the images" in note for note in manifest["notes"])
+    assert manifest["spec"]["coreml"]["calibration_size"] == 16
+    assert any("calibrated on pictures of the demo that nothing is judged on" in note for note in manifest["notes"])
     assert {check["mode"] for check in manifest["checks"]} == {"unrounded", "emulated", "pessimistic"}
 
 
 @pytest.mark.usefixtures("quick")
 def test_one_of_them_alone_is_the_same(swept: tuple[Path, Json], tmp_path: Path) -> None:
-    options = "--ios", "17", "--activations", "int8", "--count", "4"
+    options = "--ios", "17", "--activations", "int8", "--count", "4", "--calibration-size", "16"
     ran = call("coreml", *options, "-o", tmp_path, "--json")
     assert (ran.status, ran.json["verdict"]) == (0, "verified")
     (path,) = swept[0].glob("*_w8a8.mlpackage")

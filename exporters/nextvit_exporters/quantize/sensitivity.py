@@ -82,6 +82,9 @@ class BlockwiseInt8:
         self.blocks = blocks(self.placed)
         self._int8 = _all_parts(graph, replace(spec, keep=()), found, self.placed, dtype)
         self._graph = g.cast(graph, dtype)
+        for module in self._graph.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]  # a flag; what it would write over, others still read
         self._walk = _Walk(self._graph)
         self._nodes = list(self._graph.graph.nodes)
 

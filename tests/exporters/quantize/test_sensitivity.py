@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters.errors import InvariantError
@@ -24,6 +26,7 @@ from nextvit_exporters.quantize.quantized import quantize_graph
 from nextvit_exporters.quantize.sensitivity import BlockwiseInt8
 from nextvit_exporters.quantize_spec import QuantizeSpec
 from tests.exporters.passes_harness import RAW, make, pixels
+from tests.harness import images, randomise
 
 SPEC = QuantizeSpec(rest="fp32", method="minmax")
 
@@ -128,6 +131,27 @@ def test_a_mistake_is_seen(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Ca
     blockwise = BlockwiseInt8(graph, SPEC, found, torch.float64)
     monkeypatch.setattr(BlockwiseInt8, name, wrong)
     assert len(differing(blockwise)) >= 7
+
+
+def test_modules_that_write_in_place_leave_others_what_they_read() -> None:
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Hardswish(inplace=True))
+
+    a, b = nn.Sequential(block(), block()), nn.Sequential(block(), nn.Conv2d(4, 4, 1))
+    graph = g.trace(randomise(nn.Sequential(OrderedDict(a=a, b=b)), seed=4))
+    image = images(2, 4, 6, 6, seed=5, dtype=torch.float64)
+    observer = Observer(graph, placement(graph), grams=False, dtype=torch.float64)
+    observer.see(image)
+    found = observer.result("minmax", "0" * 64, graph_hash(graph))
+    blockwise = BlockwiseInt8(graph, SPEC, found, torch.float64)
+    answers, plain = by_choice(blockwise, image, [(name,) for name in blockwise.blocks])
+    assert blockwise.blocks == ("a.0", "a.1", "b.0")
+    assert torch.equal(plain, g.execute(graph, image)[0])
+    for name, answer in zip(blockwise.blocks, answers, strict=True):
+        keep = tuple(other for other in blockwise.blocks if other != name)
+        made = quantize_graph(graph, replace(SPEC, keep=keep), found)
+        assert torch.equal(answer, g.execute(made, image)[0])
+    assert any(getattr(module, "inplace", False) for module in graph.modules()), "the graph itself is as it was"
 
 
 def test_float32_is_close_to_float64() -> None:

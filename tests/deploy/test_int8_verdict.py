@@ -136,7 +136,7 @@ def test_the_one_that_was_timed_is_taken(tmp_path: Path) -> None:
     """INT8's name may tell more than FP16's, and FP16 may have been built twice."""
     int8 = written(tmp_path, "int8", device(2.0), name="nano_int8_minmax_t4.engine.json")
     written(tmp_path, "fp16")
-    written(tmp_path, "fp16", device(4.0), name="again_fp16_t4.engine.json")
+    written(tmp_path, "fp16", device(4.0), name="with_fp16_t4.engine.json")
     (tmp_path / "broken_fp16.json").write_text("{", encoding="utf-8")
     assert int8_verdict(int8).ratio == 0.5
 

@@ -174,8 +174,9 @@ def test_weights_are_stored_on_their_own_steps() -> None:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
         [
-            numpy_helper.from_array(each, name)
-            for name, each in {"w": values, "s": scale, "z": np.zeros(2, np.int8)}.items()
+            numpy_helper.from_array(values, "w"),
+            numpy_helper.from_array(scale, "s"),
+            numpy_helper.from_array(np.zeros(2, np.int8), "z"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

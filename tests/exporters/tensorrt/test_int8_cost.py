@@ -179,6 +179,29 @@ def test_groups_take_the_gain_away() -> None:
     assert total(grouped, "worst")[0] == total(grouped, "expected")[0]
 
 
+def test_groups_have_fp16s_peak() -> None:
+    """Enough arithmetic for it to count; 32 channels a group would fill a tensor core."""
+    cost = chain(int8=True, channels=64, side=64, size=9, depth=1, groups=2).cost("m0.Relu")
+    (layer,) = cost.layers
+    assert layer.limit == "compute"
+    assert layer.int8_us == layer.fp16_us
+
+
+def test_a_sum_of_two_layers_joins_the_later_one() -> None:
+    net = Net((1, 64, 8, 8))
+    both = [net.conv(name, "x", (64, 64), int8=False) for name in ("early", "late")]
+    cost = net.cost(net.op("Add", "sum", both))
+    assert {each.module: each.fused for each in cost.layers} == {"early": 0, "late": 1}
+
+
+def test_what_leaves_the_network_is_written() -> None:
+    """A ReLU behind an output has a kernel of its own: what it reads must be in memory anyway."""
+    net = Net((1, 64, 8, 8))
+    made = net.conv("m", "x", (64, 64), int8=False)
+    last = net.op("Relu", "m", [made])
+    assert (net.cost(last).others, net.cost(made, last).others) == (0, 1)
+
+
 def test_channels_that_fill_no_tensor_core() -> None:
     """Enough arithmetic for its peak to count, on 33 channels and on 32."""
     at = {size: chain(int8=True, channels=size, side=64, size=9, depth=2).cost("m1.Relu") for size in (32, 33)}

@@ -21,7 +21,7 @@ from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
-from nextvit_deploy.quantization import calibration_of, pictures_for, quantize, quantize_again
+from nextvit_deploy.quantization import pictures_for, quantize, quantize_again, remember
 from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
 from nextvit_deploy.strangers import strange_package
 from nextvit_exporters import graph as g
@@ -79,7 +79,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             built = target.build(spec, module, draft, provenance(spec, info, passes), on_step, examples)
             g.release(module)
             if made is not None:
-                made.found.save(calibration_of(draft))
+                remember(made, draft)
         with clock.step("verify the saved file"):
             references = {SAME_NETWORK: rounded, PRECISION_COST: original}
             checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))

@@ -11,8 +11,10 @@ from nextvit_deploy.calibrate import calibrate, split
 from nextvit_deploy.data import Pictures, find_pictures
 from nextvit_deploy.precision.budget import Budget
 from nextvit_deploy.precision.plan import PrecisionPlan, ScanRequest, plan_precision, read_plan
+from nextvit_deploy.render_plan import plan_svg
 from nextvit_deploy.request import QuantizeRequest, Request
 from nextvit_exporters.errors import NotExecutable, UnsupportedSpec
+from nextvit_exporters.files import atomic_write
 from nextvit_exporters.quantize.calibration import Calibration
 from nextvit_exporters.quantize.quantized import quantize_graph
 from nextvit_exporters.quantize_spec import QuantizeSpec
@@ -72,9 +74,17 @@ def quantize(request: Request, spec: ExportSpec, graph: fx.GraphModule, on_step:
         settled = replace(settled, keep=plan.keep)
     if asked.calibration is None:
         notes = ("no --calibration given: calibrated on pictures of the demo that nothing is judged on", *notes)
+    notes = tuple(dict.fromkeys(notes))
     on_step("bring weights onto steps")
     result = quantize_graph(graph, settled, found)
     return Quantized(replace(spec, quantize=settled), result, found, notes, plan)
+
+
+def remember(made: Quantized, artefact: Path) -> None:
+    """Write what ``artefact`` was made from beside it, and a picture of its plan. Raises OutputNotWritten."""
+    made.found.save(calibration_of(artefact))
+    if made.plan is not None:
+        atomic_write(artefact.with_name(f"{artefact.stem}.plan.svg"), plan_svg(made.plan).encode())
 
 
 def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> fx.GraphModule:

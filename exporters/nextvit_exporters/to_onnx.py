@@ -33,10 +33,11 @@ from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
 from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
-from nextvit_exporters.quantize.explicit import quantize_onnx
+from nextvit_exporters.quantize.explicit import int8_nodes, quantize_onnx
 from nextvit_exporters.quantize.quantized import clipped, take_quantizers
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
+from nextvit_exporters.tensorrt.int8_cost import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,7 +249,22 @@ def read(path: Path) -> Saved:
     if "QuantizeLinear" in ops and not _tells_of_int8(provenance):  # by another tool, which keeps a stale record
         provenance = None
     by_count = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
-    return Saved(provenance, by_count, str(read_dtypes(model)))
+    return Saved(provenance, by_count, _dtypes(model), facts=_facts(model, provenance))
+
+
+def _dtypes(model: onnx.ModelProto) -> str:
+    """What is in INT8, where something is, and what everything computes in."""
+    stepped, among = int8_nodes(model)
+    told = f"{len(stepped)} of {among} convolutions and products in int8, " if stepped else ""
+    return f"{told}{read_dtypes(model)}"
+
+
+def _facts(model: onnx.ModelProto, provenance: object) -> dict[str, object]:
+    """What INT8 costs and saves on a T4, of a file that is for TensorRT."""
+    spec = provenance.get("spec") if isinstance(provenance, Mapping) else None
+    asked = spec.get("quantize") if isinstance(spec, Mapping) else None
+    for_tensorrt = isinstance(asked, Mapping) and asked.get("rest") == str(Precision.FP16)
+    return {"int8": estimate(model).as_dict()} if for_tensorrt else {}
 
 
 def _tells_of_int8(provenance: object) -> bool:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Print the manifest and leave with 3 for a failed artefact, 4 for one that is not verified."""
-    from nextvit_deploy.render import show_manifest
+    from nextvit_deploy.render_manifest import show_manifest
     from nextvit_deploy.verify import Verdict
 
     if as_json:

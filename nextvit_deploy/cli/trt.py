@@ -97,9 +97,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
         from nextvit_exporters.engine_spec import Range
         from nextvit_exporters.spec import InputKind, Precision
 
-        batches = None if batch is None else Range.from_text(batch)
-        sizes = o.parse_size_range(size)
-        engine = r.EngineRequest(backend.value, gpu, batches, sizes, workspace, opt_level, timing_cache, kit, triton)
+        sizes = None if batch is None else Range.from_text(batch), o.parse_size_range(size)
+        engine = r.EngineRequest(backend.value, gpu, *sizes, workspace, opt_level, timing_cache, kit, triton)
         asked = r.Request(
             output=output,
             checkpoint=checkpoint,
@@ -113,8 +112,8 @@ def trt(  # noqa: PLR0913 - one parameter per option
             pass_set=pass_set,
             said=said,
         )
-        here = int8 and onnx_file is None
-        request = r.with_engine(r.with_quantize(asked, int8_options.request(wanted=here)), engine)
+        wanted = int8_options.request(wanted=int8 and onnx_file is None)
+        request = r.with_engine(r.with_quantize(asked, wanted), engine)
         manifest = export(request, on_step) if onnx_file is None else export_given(request, onnx_file, on_step)
     report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 

@@ -8,7 +8,6 @@ the tensor was made, so that the addition of a residual branch reads the same pa
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -59,7 +58,9 @@ def quantize_onnx(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> onnx.
 
 def _node_of(model: onnx.ModelProto, module: str) -> onnx.NodeProto:
     """The node that a module became."""
-    found: list[onnx.NodeProto] = [node for node in model.graph.node if node.name in {f"{module}/{kind}" for kind in OPERATIONS}]
+    found: list[onnx.NodeProto] = [
+        node for node in model.graph.node if node.name in {f"{module}/{kind}" for kind in OPERATIONS}
+    ]
     if len(found) != 1:
         raise InvariantError(f"{module} became {len(found)} nodes of the ONNX graph; it can't be quantized")
     (node,) = found
@@ -153,25 +154,27 @@ def _sort(model: onnx.ModelProto) -> None:
     model.graph.node.extend(ordered)
 
 
-def _check_counts(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> None:
-    """Every weight is on steps, and every activation that a map reads."""
-    kinds = Counter(node.op_type for node in model.graph.node)
+def int8_nodes(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
+    """Names of the convolutions and products that read both factors from steps, and how many there are at all."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    pairs = kinds["QuantizeLinear"]
-    if kinds["DequantizeLinear"] != pairs + len(maps):
-        raise InvariantError(f"{kinds['DequantizeLinear'] - pairs} weights are on steps, not {len(maps)}")
-    for name in maps:
-        node = _node_of(model, name)
-        steps = [
-            makers[tensor].op_type if tensor in makers else "" for tensor in (_source_of(node, makers), node.input[1])
-        ]
-        if steps != ["DequantizeLinear"] * 2:
-            raise InvariantError(f"{node.name} is not in INT8 behind ONNX Runtime's quantizer")
+    all_of_them = [node for node in model.graph.node if node.op_type in OPERATIONS]
+    stepped = [
+        node.name
+        for node in all_of_them
+        if all(_unmoved(name, makers) == "DequantizeLinear" for name in node.input[:2])
+    ]
+    return tuple(stepped), len(all_of_them)
 
 
-def _source_of(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str:
-    """What a map reads, before its numbers were moved."""
-    tensor: str = node.input[0]
+def _unmoved(tensor: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """The kind of node that made a tensor, but for moves of its numbers; "" where none did."""
     while (maker := makers.get(tensor)) is not None and maker.op_type in _MOVES:
         tensor = maker.input[0]
-    return tensor
+    return "" if maker is None else str(maker.op_type)
+
+
+def _check_counts(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> None:
+    """What was asked to be in INT8 is, and nothing else."""
+    wanted, found = {_node_of(model, name).name for name in maps}, set(int8_nodes(model)[0])
+    if wrong := sorted(wanted ^ found):
+        raise InvariantError(f"{wrong[0]} is {'' if wrong[0] in found else 'not '}in INT8 behind the quantizer")

@@ -22,7 +22,7 @@ from nextvit_models.checkpoint import load_checkpoint
 from nextvit_models.demo import DEMO_CHECKPOINT
 from tests.deploy.support import Exported, Ran, Replay, call, contents, one_line, run
 
-COMMANDS = ("onnx", "verify", "inspect", "passes", "convert", "doctor")
+COMMANDS = ("onnx", "verify", "evaluate", "inspect", "passes", "convert", "doctor")
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy", "PIL", "safetensors", "timm", "torchvision")
 DEMO_NOTE = "the bundled demo"
 
@@ -101,9 +101,9 @@ def test_completion_completes_and_imports_no_framework(words: str, expected: set
     ("options", "commands"),
     [
         (("--json",), COMMANDS),
-        (("--quiet", "-q"), ("onnx", "verify", "inspect", "passes", "convert")),
-        (("--verbose", "-v"), ("onnx", "verify", "passes")),
-        (("--ema",), ("onnx", "verify", "inspect", "passes", "convert")),
+        (("--quiet", "-q"), ("onnx", "verify", "evaluate", "inspect", "passes", "convert")),
+        (("--verbose", "-v"), ("onnx", "verify", "evaluate", "passes")),
+        (("--ema",), ("onnx", "verify", "evaluate", "inspect", "passes", "convert")),
         (("--size",), ("onnx", "inspect", "passes")),
         (("--images", "--count"), ("onnx", "verify")),
         (("--skip-pass",), ("onnx", "passes")),

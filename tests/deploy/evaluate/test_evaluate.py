@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections import Counter
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 
 from nextvit_deploy.data import load_images
 from nextvit_deploy.evaluate import on_ray
+from nextvit_deploy.terminal import counting
 from nextvit_models.checkpoint import load_checkpoint
 from nextvit_models.demo import DEMO_ACCURACY, DEMO_CHECKPOINT, DEMO_IMAGES
 from tests.deploy.support import (
@@ -218,6 +221,28 @@ def test_what_went_wrong_is_one_line(demo: Exported, tmp_path: Path, monkeypatch
     monkeypatch.setattr(on_ray, "find_spec", lambda _: None)
     assert "nextvit-deploy[ray]" in refusal("evaluate", path, data, "--ray", "auto", "--output", tmp_path)
     assert not list(tmp_path.glob("*.evaluation.*"))
+
+
+class Terminal(StringIO):
+    """Stderr that people look at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_told_how_many_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    for quiet in (False, True):
+        shown = Terminal()
+        monkeypatch.setattr(sys, "stderr", shown)
+        with counting(quiet=quiet) as tell:
+            tell("load the checkpoint", 0, 0)
+            tell("evaluate", 64, 360)
+        assert ("64/360" in shown.getvalue() and "evaluate" in shown.getvalue()) is not quiet
+    log = StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with counting(quiet=False) as tell:
+        tell("evaluate", 64, 360)
+    assert log.getvalue() == ""
 
 
 def test_both_files_are_written_or_neither(demo: Exported, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ COMPRESSED: Final[Mapping[str, Tolerance]] = MappingProxyType(
         "lut8": Tolerance(1e-1, "2.4e-3 (trained nano), 2.2e-2 (probabilities of small, random weights)"),
         "lut6": Tolerance(3e-1, "1.5e-2 (trained nano), 8e-2 to 1.5e-1 (small and large, random weights)"),
         "lut4": Tolerance(7e-1, "7.8e-2 (trained nano), 5.7e-1 (probabilities of small, random weights)"),
-        "w8a8": Tolerance(1e-1, "7.9e-3 (trained nano), 3.2e-2 (probabilities of small, random weights)"),
+        "w8a8": Tolerance(1e-1, "9.4e-3 (trained nano), 3.4e-2 (probabilities of small, random weights)"),
     }
 )
 """What compression may cost, by scheme; it takes the place of the precision's own."""

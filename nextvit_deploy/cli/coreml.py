@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import int8
+from nextvit_deploy.cli import int8 as q
 from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.grouped import grouped
 from nextvit_deploy.cli.report import report
 
 if TYPE_CHECKING:
@@ -78,6 +80,45 @@ ModelVersion = Annotated[str, typer.Option("--model-version", help="Shown by Xco
 Description = Annotated[str, typer.Option("--description", help="Shown by Xcode.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What Xcode shows."""
+
+    author: Author = ""
+    licence: Licence = ""
+    model_version: ModelVersion = ""
+    description: Description = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Options:
+    """How int8 activations are calibrated, and what a compression leaves out."""
+
+    calibration: q.Calibration = None
+    calibration_size: q.Size = 128
+    method: q.Method = q.MethodChoice.MINMAX
+    equalize: q.Equalize = True
+    plan: q.Plan = None
+
+    def told(self, asked: CoreMLRequest, *, sweep: bool) -> CoreMLRequest:
+        """``asked`` with these; raises BadParameter for options of a compression that isn't asked for."""
+        if not sweep and asked.activations is None and replace(self, plan=None) != Int8Options():
+            msg = "how int8 activations are calibrated says nothing of others; add --activations int8"
+            raise typer.BadParameter(msg, param_hint="the calibration")
+        if not sweep and asked.activations is None and asked.weights is None and self.plan is not None:
+            msg = "--precision-plan keeps blocks from a compression; add --activations int8"
+            raise typer.BadParameter(msg, param_hint="the plan")
+        return replace(
+            asked,
+            plan=self.plan,
+            calibration=self.calibration,
+            calibration_size=self.calibration_size,
+            method=self.method.value,
+            equalize=self.equalize,
+        )
+
+
+@grouped(Shown, Int8Options)
 def coreml(  # noqa: PLR0913 - one parameter per option
     checkpoint: o.Ckpt = None,
     *,
@@ -94,18 +135,11 @@ def coreml(  # noqa: PLR0913 - one parameter per option
     features: Features = False,
     weights: Weights = None,
     activations: Activations = None,
-    calibration: int8.Calibration = None,
-    calibration_size: int8.Size = 128,
-    method: int8.Method = int8.MethodChoice.MINMAX,
-    equalize: int8.Equalize = True,
-    precision_plan: int8.Plan = None,
+    int8_options: Int8Options,
     sweep: SweepAll = False,
     keep_fp32: KeepFp32 = True,
     swift: Swift = None,
-    author: Author = "",
-    licence: Licence = "",
-    model_version: ModelVersion = "",
-    description: Description = "",
+    shown: Shown,
     skip: o.Skip = None,
     ema: o.Ema = False,
     images: o.Images = None,
@@ -122,26 +156,11 @@ def coreml(  # noqa: PLR0913 - one parameter per option
         from nextvit_exporters.spec import InputKind, Precision
 
         sizes, sides = o.parse_sizes(enumerated_sizes), o.parse_sides(flexible)
-        about = About(author, licence, model_version, description)
+        about = About(shown.author, shown.licence, shown.model_version, shown.description)
         asked = r.CoreMLRequest(
-            ios,
-            head,
-            sizes,
-            sides,
-            weights=_value(weights),
-            activations=_value(activations),
-            audit=keep_fp32,
-            about=about,
-            labels=labels,
-            swift=swift,
-            plan=precision_plan,
-            calibration=calibration,
-            calibration_size=calibration_size,
-            method=method.value,
-            equalize=equalize,
+            ios, head, sizes, sides, _value(weights), _value(activations), keep_fp32, about, labels, swift
         )
-        if not sweep:
-            _check_int8(asked)
+        asked = int8_options.told(asked, sweep=sweep)
         request = r.Request(
             output=output,
             checkpoint=checkpoint,
@@ -156,20 +175,6 @@ def coreml(  # noqa: PLR0913 - one parameter per option
         )
         made = _make(r.with_coreml(request, asked), on_step, sweep=sweep)
     _tell(made, as_json=as_json, quiet=quiet, verbose=verbose)
-
-
-def _check_int8(asked: CoreMLRequest) -> None:
-    """Raise BadParameter for options of a compression that isn't asked for."""
-    from nextvit_deploy.request import CoreMLRequest
-
-    plain = CoreMLRequest()
-    told = ("calibration", "calibration_size", "method", "equalize")
-    if asked.activations is None and any(getattr(asked, name) != getattr(plain, name) for name in told):
-        msg = "how int8 activations are calibrated says nothing of others; add --activations int8"
-        raise typer.BadParameter(msg, param_hint="the calibration")
-    if asked.activations is None and asked.weights is None and asked.plan is not None:
-        msg = "--precision-plan keeps blocks from a compression; add --activations int8"
-        raise typer.BadParameter(msg, param_hint="the plan")
 
 
 def _value(choice: Enum | None) -> str | None:

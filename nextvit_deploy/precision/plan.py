@@ -137,7 +137,7 @@ class _Search:
     def met(self, kept: int) -> bool:
         """Whether the budget is met as measured."""
         if kept not in self.measured:
-            what = f"INT8 with {kept} blocks kept"
+            what = f"INT8 with {kept} of {len(self.ranking)} blocks kept"
             self.measured[kept] = self.scanner.costs({what: self.ranking[kept:]}, self.on_step).choices[0]
         cost, labelled = self.measured[kept], self.scanner.judged.answers is not None
         sqnr = decibels(self.seen.signal, cost.noise)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from typing import Any, Final, TextIO, cast
 
 from nextvit_deploy.evaluate.pool import Deaths, Done, Failure, Result, Task, attempt
@@ -98,17 +99,18 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
         return
     _check_answers(address)
-    try:
-        with _own_signals(), _silent(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of changes in Ray to come
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
-        raise DeployError(f"{_unreachable(address, _first_line(error))}, or {_LET_IN}") from error
-    try:
-        with redirect_stdout(cast("TextIO", _WithoutRay(sys.stdout))):
+    with redirect_stdout(cast("TextIO", _WithoutRay(sys.stdout))):  # until Ray's threads have ended
+        try:
+            with _own_signals(), _silent(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of changes in Ray to come
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
+            raise DeployError(f"{_unreachable(address, _first_line(error))}, or {_LET_IN}") from error
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            with redirect_stdout(StringIO()):  # it says what it held back
+                ray.shutdown()
 
 
 class _WithoutRay:

@@ -44,7 +44,7 @@ def classes(root: Path, of: Checkpoint, limit: int | None = None) -> Classes:
 
 def listed(found: Classes) -> list[int]:
     assert found.labels is not None
-    return found.labels.tolist()
+    return [int(label) for label in found.labels]
 
 
 def test_by_the_checkpoints_labels(tmp_path: Path, demo: Checkpoint) -> None:

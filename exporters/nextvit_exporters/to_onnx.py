@@ -187,11 +187,10 @@ def build(
         model = _downgrade(model, spec.opset)
     if spec.simplify:
         on_step("onnx-simplifier")
-        model = _simplify(model)
+        model = _simplify(model, apart=spec.quantize is not None)
     name_nodes(model)  # the simplifier's own nodes too
     if spec.quantize is not None:
         on_step("ONNX Runtime's quantizer")
-
         model = quantize_onnx(model, steps)
         name_nodes(model)
     on_step("check and write")
@@ -335,10 +334,13 @@ def _name_axes(model: onnx.ModelProto, spec: ExportSpec) -> None:
                 dim.dim_param = names[dim.dim_param]
 
 
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """onnx-simplifier, without its own check: the result is verified like everything else."""
+def _simplify(model: onnx.ModelProto, *, apart: bool) -> onnx.ModelProto:
+    """onnx-simplifier, without its own check: the result is verified like everything else.
+
+    Maps that are ``apart`` are not joined where they read the same tensor: each is to be found again by its name.
+    """
     try:
-        simplified, _ = onnxsim.simplify(model, check_n=0)
+        simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=["fuse_qkv"] if apart else None)
     except Exception as error:  # it raises whatever its C++ half throws
         msg = f"onnx-simplifier refused the graph: {str(error).splitlines()[0]}; try --no-simplify"
         raise BuildFailed(msg) from error

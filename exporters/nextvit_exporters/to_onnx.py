@@ -34,7 +34,9 @@ from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorr
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
 from nextvit_exporters.quantize.explicit import int8_nodes, quantize_onnx
+from nextvit_exporters.quantize.modelopt import quantize_with_modelopt
 from nextvit_exporters.quantize.quantized import clipped, take_quantizers
+from nextvit_exporters.quantize_spec import QuantizeSpec
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
 from nextvit_exporters.tensorrt.int8_cost import estimate
@@ -48,6 +50,8 @@ INPUT: Final = "image"
 OUTPUT: Final = "logits"
 WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
+_JOINS: Final = ("fuse_qkv", "fuse_matmul_add_bias_into_gemm_batched")
+"""Rewrites of onnx-simplifier that join maps with each other, or with what is around them."""
 _IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
 PASSES: Final[tuple[Pass, ...]] = tuple(
@@ -177,7 +181,6 @@ def build(
     ``provenance`` goes into the file's metadata; it must not hold anything that differs between two runs. Raises
     BuildFailed when torch, onnx-simplifier or the ONNX checker refuses, or a dtype read back is not what was asked.
     """
-    del examples
     steps = {} if spec.quantize is None else take_quantizers(module)
     on_step("torch.onnx export")
     model = _to_proto(spec, module)
@@ -190,8 +193,9 @@ def build(
         model = _simplify(model, apart=spec.quantize is not None)
     name_nodes(model)  # the simplifier's own nodes too
     if spec.quantize is not None:
-        on_step("ONNX Runtime's quantizer")
-        model = quantize_onnx(model, steps)
+        on_step(f"quantize by {spec.quantize.quantizer}")
+        own = spec.quantize.own_steps
+        model = quantize_onnx(model, steps) if own else _by_modelopt(model, spec, spec.quantize, examples)
         name_nodes(model)
     on_step("check and write")
     check_precision(model, spec.rest)
@@ -199,6 +203,17 @@ def build(
     _check(model)
     atomic_write(path, model.SerializeToString(deterministic=True))
     return Artifact.of(path)
+
+
+def _by_modelopt(
+    model: onnx.ModelProto, spec: ExportSpec, asked: QuantizeSpec, examples: Examples | None
+) -> onnx.ModelProto:
+    """In INT8 with steps that ModelOpt takes from ``examples``, in whole batches."""
+    if examples is None:
+        raise ValueError("ModelOpt needs images to calibrate on")
+    starts = range(0, len(examples) - spec.batch + 1, spec.batch)
+    batches = [{INPUT: examples[at : at + spec.batch]} for at in starts]
+    return quantize_with_modelopt(model, batches, asked.keep, asked.method)
 
 
 def source(path: Path) -> Path:
@@ -337,10 +352,14 @@ def _name_axes(model: onnx.ModelProto, spec: ExportSpec) -> None:
 def _simplify(model: onnx.ModelProto, *, apart: bool) -> onnx.ModelProto:
     """onnx-simplifier, without its own check: the result is verified like everything else.
 
-    Maps that are ``apart`` are not joined where they read the same tensor: each is to be found again by its name.
+    Where maps are kept ``apart`` each stays a node of its own, which is found again by its name.
     """
     try:
-        simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=["fuse_qkv"] if apart else None)
+        simplified, _ = onnxsim.simplify(
+            model,
+            check_n=0,
+            skipped_optimizers=["fuse_qkv", "fuse_matmul_add_bias_into_gemm_batched"] if apart else None,
+        )
     except Exception as error:  # it raises whatever its C++ half throws
         msg = f"onnx-simplifier refused the graph: {str(error).splitlines()[0]}; try --no-simplify"
         raise BuildFailed(msg) from error

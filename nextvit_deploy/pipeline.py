@@ -15,13 +15,19 @@ from torch import nn
 
 from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
-from nextvit_deploy.coreml_int8 import Inputs, calibration_pictures, with_calibration
 from nextvit_deploy.data import ImageSet, load_images, noise_images
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_of, manifest_path, provenance
 from nextvit_deploy.origin import check_same_model, differences, read, recorded_spec, strangers_spec
 from nextvit_deploy.outputs import published
-from nextvit_deploy.quantization import pictures_for, quantize, quantize_again, remember
+from nextvit_deploy.quantization import (
+    calibration_pictures,
+    in_int8,
+    knows_steps,
+    pictures_for,
+    quantize_again,
+    remember,
+)
 from nextvit_deploy.request import Request, check_names, notes_for, notes_on_images, spec_for
 from nextvit_deploy.strangers import strange_package
 from nextvit_exporters import graph as g
@@ -54,7 +60,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
         check_places(request, spec, path)
         images = judged_images(request, spec, checkpoint)
         cases = v.cases_for(spec, images)
-        own = calibration_pictures(request, spec)
+        pictures = calibration_pictures(request, spec)
         info = describe(checkpoint)
         notes = (*notes_for(request, spec, checkpoint), *notes_on_images(request))
     with clock.step("PyTorch reference"):
@@ -62,33 +68,31 @@ def export(request: Request, on_step: OnStep) -> Manifest:
     with clock.step("certify passes"):
         graph, passes = rewrite(spec, checkpoint, on_step)
         del checkpoint
-        spec, more = with_calibration(request, spec, graph, own, on_step)
-        spec, notes = target.settle(spec, graph, r.graph_inputs(spec, images)), (*notes, *more)
-    made = None
-    if request.quantize is not None:
-        with clock.step("quantize"):
-            made = quantize(request, spec, graph, on_step)
-            spec, graph, notes = made.spec, made.graph, (*notes, *made.notes)
-    with clock.step("PyTorch with rounded constants"):
-        rounded = r.rounded_outputs(spec, graph, cases)
+    with clock.step("settle what stays in floating point"):
+        made = in_int8(request, spec, graph, pictures, on_step)
+        spec = target.settle(made.spec, made.graph, r.graph_inputs(spec, images))
+    references = {PRECISION_COST: original}
+    if knows_steps(spec):
+        with clock.step("PyTorch with rounded constants"):
+            references[SAME_NETWORK] = r.rounded_outputs(spec, made.graph, cases)
     with published(path) as draft:
         with clock.step(f"build {request.target}"):
-            module = target.lower(spec, graph)
-            g.release(graph)
-            examples = r.artefact_inputs(spec, images) if own is None else Inputs(spec, own)
+            module = target.lower(spec, made.graph)
+            g.release(made.graph)
+            examples = made.examples(images)
             built = target.build(spec, module, draft, provenance(spec, info, passes), on_step, examples)
             g.release(module)
-            if made is not None:
-                remember(made, draft)
+            remember(made, draft)
         with clock.step("verify the saved file"):
-            references = {SAME_NETWORK: rounded, PRECISION_COST: original}
-            checks = v.verify(spec, built.path, cases, references, v.Names(target.INPUT, target.OUTPUT))
+            names = v.Names(target.INPUT, target.OUTPUT)
+            if not knows_steps(spec) and target.source(draft) != draft:
+                references[SAME_NETWORK] = v.onnx_outputs(spec, target.source(draft), cases, names)
+            checks = v.verify(spec, built.path, cases, references, names)
             saved = target.read(built.path)
-            notes = (*notes, *target.remarks(built.path), *withheld(request, checks))
-        manifest = manifest_of(
-            spec, info, replace(built, path=path), passes, saved, checks, (*notes, *_rolled_back(passes)), clock.seconds
-        )
-        if made is not None and made.plan is not None:
+            notes = (*notes, *made.notes, *target.remarks(built.path), *withheld(request, checks))
+        notes, built = (*notes, *_rolled_back(passes)), replace(built, path=path)
+        manifest = manifest_of(spec, info, built, passes, saved, checks, notes, clock.seconds)
+        if made.plan is not None:
             manifest = replace(manifest, precision_plan=made.plan.as_dict())
         manifest.write(manifest_path(draft))
         check_places(request, spec, path)  # something may have come in the way meanwhile

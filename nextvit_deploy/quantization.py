@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nextvit_deploy.calibrate import calibrate, split
-from nextvit_deploy.data import Pictures, find_pictures
+from nextvit_deploy.coreml_int8 import Inputs, with_calibration
+from nextvit_deploy.coreml_int8 import calibration_pictures as int8_pictures
+from nextvit_deploy.data import ImageSet, Pictures, find_pictures
+from nextvit_deploy.pictures_check import check_pictures
 from nextvit_deploy.precision.budget import Budget
 from nextvit_deploy.precision.plan import PrecisionPlan, ScanRequest, plan_precision, read_plan
+from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.render_plan import plan_svg
 from nextvit_deploy.request import QuantizeRequest, Request
+from nextvit_exporters import graph as g
 from nextvit_exporters.errors import NotExecutable, UnsupportedSpec
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.quantize.calibration import Calibration
@@ -24,24 +29,40 @@ from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
 if TYPE_CHECKING:
     from torch import fx
 
+    from nextvit_exporters.targets import Examples
+
 OnStep = Callable[[str], None]
 _SUFFIX: Final = ".calibration.safetensors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """A float64 graph in INT8, its spec with what was found, and how it came to be."""
+    """A float64 graph in INT8, its spec with what was found, and how it came to be.
+
+    Where the artefact's builder chooses the steps, or nothing is in INT8, the graph is still in floating point and
+    nothing is ``found``; ``pictures`` are what the builder is to calibrate on.
+    """
 
     spec: ExportSpec
     graph: fx.GraphModule
-    found: Calibration
-    notes: tuple[str, ...]
-    plan: PrecisionPlan | None
+    notes: tuple[str, ...] = ()
+    pictures: Pictures | None = None
+    found: Calibration | None = None
+    plan: PrecisionPlan | None = None
+
+    def examples(self, images: ImageSet) -> Examples:
+        """What the builder may calibrate on: ``images`` that it is verified on, where there is nothing else."""
+        return artefact_inputs(self.spec, images) if self.pictures is None else Inputs(self.spec, self.pictures)
 
 
 def calibration_of(path: Path) -> Path:
     """What an artefact's steps and weights were taken from, beside it."""
     return path.with_name(f"{path.stem}{_SUFFIX}")
+
+
+def knows_steps(spec: ExportSpec) -> bool:
+    """Whether this tool can say what every number in the artefact has to be; not where another chose INT8's steps."""
+    return spec.quantize is None or spec.quantize.own_steps
 
 
 def pictures_for(request: Request, spec: ExportSpec) -> tuple[Pictures, Pictures | None]:
@@ -61,28 +82,72 @@ def pictures_for(request: Request, spec: ExportSpec) -> tuple[Pictures, Pictures
     return split(find_pictures(DEMO_IMAGES, None, size, steps), asked.size)
 
 
-def quantize(request: Request, spec: ExportSpec, graph: fx.GraphModule, on_step: OnStep) -> Quantized:
-    """Calibrate ``graph``, decide what stays in floating point, and bring the rest onto steps.
+def calibration_pictures(request: Request, spec: ExportSpec) -> Pictures | None:
+    """The pictures to calibrate on; None where nothing is calibrated, or on those that the artefact is verified on.
 
-    ``graph`` is the float64 graph behind the passes. Raises a DeployError for anything the user can mend.
+    Raises UnsupportedSpec where there are none, DeployError where the folder can't be listed.
     """
-    asked, (pictures, others) = _asked(request), pictures_for(request, spec)
+    return int8_pictures(request, spec) if request.quantize is None else pictures_for(request, spec)[0]
+
+
+def in_int8(
+    request: Request, spec: ExportSpec, graph: fx.GraphModule, pictures: Pictures | None, on_step: OnStep
+) -> Quantized:
+    """``graph``, the float64 graph behind the passes, in INT8 as it was asked for; as it is where nothing was.
+
+    ``pictures`` are those of ``calibration_pictures``. Raises a DeployError for anything the user can mend.
+    """
+    if request.quantize is None or pictures is None:
+        settled, notes = with_calibration(request, spec, graph, pictures, on_step)
+        return Quantized(settled, graph, notes, pictures)
+    if knows_steps(spec):
+        return _on_steps(request, spec, graph, pictures, on_step)
+    return _for_another(request, spec, graph, pictures, on_step)
+
+
+def _on_steps(
+    request: Request, spec: ExportSpec, graph: fx.GraphModule, pictures: Pictures, on_step: OnStep
+) -> Quantized:
+    """Calibrate ``graph``, decide what stays in floating point, and bring the rest onto steps."""
+    asked = _asked(request)
+    budget = None if asked.budget is None else Budget.parse(asked.budget)
     found, notes = calibrate(spec, graph, pictures, on_step)
     settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest)
-    plan = _plan(request, replace(spec, quantize=settled), graph, found, others, on_step)
+    plan = _plan(request, replace(spec, quantize=settled), graph, found, budget, on_step)
     if plan is not None:
         settled = replace(settled, keep=plan.keep)
-    if asked.calibration is None:
-        notes = ("no --calibration given: calibrated on pictures of the demo that nothing is judged on", *notes)
-    notes = tuple(dict.fromkeys(notes))
+    notes = tuple(dict.fromkeys((*_said(asked), *notes)))
     on_step("bring weights onto steps")
     result = quantize_graph(graph, settled, found)
-    return Quantized(replace(spec, quantize=settled), result, found, notes, plan)
+    g.release(graph)
+    return Quantized(replace(spec, quantize=settled), result, notes, pictures, found, plan)
+
+
+def _for_another(
+    request: Request, spec: ExportSpec, graph: fx.GraphModule, pictures: Pictures, on_step: OnStep
+) -> Quantized:
+    """What a tool that chooses the steps itself is to be told: checked pictures, and the blocks to keep."""
+    asked, settled = _asked(request), replace(_quantize_spec(spec), images=pictures.fingerprint)
+    if asked.budget is not None:
+        raise UnsupportedSpec(
+            f"--accuracy-budget measures this tool's own steps, not those of {settled.quantizer}; plan without "
+            "--quantizer, and give the plan with --precision-plan"
+        )
+    plan = None if asked.plan is None else read_plan(asked.plan, spec, graph)
+    settled = replace(settled, keep=() if plan is None else plan.keep)
+    notes = (*_said(asked), *check_pictures(pictures, on_step), f"the steps are those that {settled.quantizer} chose")
+    return Quantized(replace(spec, quantize=settled), graph, notes, pictures, plan=plan)
+
+
+def _said(asked: QuantizeRequest) -> tuple[str, ...]:
+    said = "no --calibration given: calibrated on pictures of the demo that nothing is judged on"
+    return (said,) if asked.calibration is None else ()
 
 
 def remember(made: Quantized, artefact: Path) -> None:
     """Write what ``artefact`` was made from beside it, and a picture of its plan. Raises OutputNotWritten."""
-    made.found.save(calibration_of(artefact))
+    if made.found is not None:
+        made.found.save(calibration_of(artefact))
     if made.plan is not None:
         atomic_write(artefact.with_name(f"{artefact.stem}.plan.svg"), plan_svg(made.plan).encode())
 
@@ -90,9 +155,11 @@ def remember(made: Quantized, artefact: Path) -> None:
 def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> fx.GraphModule:
     """The graph in INT8 as it was when ``artefact`` was made, from what was remembered beside it.
 
-    Raises NotExecutable where that is gone or another artefact's.
+    Raises NotExecutable where that is gone or another artefact's, and where another tool chose the steps.
     """
     asked, beside = _quantize_spec(spec), calibration_of(artefact)
+    if not asked.own_steps:
+        raise NotExecutable(f"the steps in {artefact.name} are those that {asked.quantizer} chose")
     if not beside.is_file():
         raise NotExecutable(f"{beside.name} is not beside {artefact.name}; bring it along, or export again")
     found = Calibration.load(beside)
@@ -106,15 +173,15 @@ def _plan(
     spec: ExportSpec,
     graph: fx.GraphModule,
     found: Calibration,
-    others: Pictures | None,
+    budget: Budget | None,
     on_step: OnStep,
 ) -> PrecisionPlan | None:
     asked = _asked(request)
     if asked.plan is not None:
         return read_plan(asked.plan, spec, graph)
-    if asked.budget is None:
+    if budget is None:
         return None
-    pictures = others
+    _, pictures = pictures_for(request, spec)
     if request.images is not None:
         pictures = find_pictures(request.images, asked.judged, (spec.height, spec.width), spec.preprocessing)
     if pictures is None:
@@ -122,7 +189,7 @@ def _plan(
             "--accuracy-budget needs pictures that nothing was calibrated on; give some with --images DIR"
         )
     scan = ScanRequest(request.checkpoint, request.ema, asked.workers, asked.ray)
-    return plan_precision(spec, graph, found, pictures, Budget.parse(asked.budget), scan, on_step)
+    return plan_precision(spec, graph, found, pictures, budget, scan, on_step)
 
 
 def _asked(request: Request) -> QuantizeRequest:

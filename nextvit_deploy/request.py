@@ -75,12 +75,12 @@ class QuantizeRequest:
 
     ``calibration`` is a folder of pictures to calibrate on, ``size`` how many of them. ``budget`` is what accuracy may
     be lost, as text; ``plan`` is a file with the blocks to keep, in its place. A plan is measured on ``judged``
-    pictures, ``workers`` and ``ray`` are who measures.
+    pictures, ``workers`` and ``ray`` are who measures. Without a ``method`` it is mse, and with ModelOpt minmax.
     """
 
     calibration: Path | None = None
     size: int = 128
-    method: str = "mse"
+    method: str | None = None
     rounding: str = "nearest"
     equalize: bool = True
     correct_bias: bool = True
@@ -88,7 +88,7 @@ class QuantizeRequest:
     budget: str | None = None
     plan: Path | None = None
     judged: int = 64
-    workers: int = 1
+    workers: int | None = None
     ray: str | None = None
 
 
@@ -160,7 +160,6 @@ def with_quantize(request: Request, asked: QuantizeRequest | None) -> Request:
         precision=Precision.INT8,
         opset=TENSORRT_OPSET if anybody else request.opset,
         quantize=asked,
-        simplify=False,  # it packs maps, and folds weights behind their steps
     )
 
 
@@ -215,10 +214,10 @@ def quantize_for(asked: QuantizeRequest, request: Request) -> QuantizeSpec:
     for_tensorrt = request.target == "tensorrt" or (request.consumer or "").startswith("tensorrt")
     return QuantizeSpec(
         rest="fp16" if for_tensorrt else "fp32",
-        method=asked.method,
+        method=asked.method or ("mse" if asked.quantizer == "onnxruntime" else "minmax"),
         rounding=asked.rounding,
         equalize=asked.equalize,
-        correct_bias=asked.correct_bias,
+        correct_bias=asked.correct_bias and asked.quantizer == "onnxruntime",
         quantizer=asked.quantizer,
         size=asked.size,
     )

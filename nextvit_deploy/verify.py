@@ -148,7 +148,7 @@ def verify(
         against = reference.against if reference else f"PyTorch, {spec.numbers} constants"
         blank = Check(question, executor.name, executor.mode, against, cases[0][0], Verdict.NOT_VERIFIED, "", ())
         if reference is None:
-            checks.append(replace(blank, why="the file doesn't say which passes and rounding made it"))
+            checks.append(replace(blank, why=_why_no_reference(spec)))
             continue
         key = executor.name, executor.mode
         if key not in answers:
@@ -163,6 +163,15 @@ def verify(
         told |= new.keys()
         checks += [replace(judged[0], findings=new), *judged[1:]]
     return tuple(checks)
+
+
+def _why_no_reference(spec: ExportSpec) -> str:
+    """Why PyTorch can't carry an artefact's constants."""
+    if spec.quantize is None:
+        return "the file doesn't say which passes and rounding made it"
+    if spec.quantize.own_steps:
+        return "what it was calibrated on is not beside it"
+    return f"its steps are those that {spec.quantize.quantizer} chose, which nothing else tells"
 
 
 def _findings(executor: Executor) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ ROUNDINGS: Final = ("nearest", "gptq")
 """How weights are brought onto their steps: each to the nearest, or with the error of one fed into the next."""
 QUANTIZERS: Final = ("onnxruntime", "modelopt")
 """Who puts QuantizeLinear and DequantizeLinear into the graph."""
+MODELOPT_METHODS: Final = ("minmax", "entropy")
 RESTS: Final = ("fp16", "fp32")
 """What computes beside INT8."""
 
@@ -49,6 +50,21 @@ class QuantizeSpec:
         ):
             if value not in known:
                 raise UnsupportedSpec(f"there is no {what} {value}; choose one of {', '.join(known)}")
+
+        self._check_modelopt()
+
+    def _check_modelopt(self) -> None:
+        if self.quantizer != "modelopt":
+            return
+        if self.method not in MODELOPT_METHODS:
+            raise UnsupportedSpec(f"ModelOpt calibrates by {' or '.join(MODELOPT_METHODS)}, not {self.method}")
+        if self.rounding != "nearest":
+            raise UnsupportedSpec(f"ModelOpt rounds weights by itself; leave --rounding {self.rounding} out")
+
+    @property
+    def own_steps(self) -> bool:
+        """Whether the steps are this tool's own, so that it can say what every number in the file has to be."""
+        return self.quantizer == "onnxruntime"
 
     @property
     def stem(self) -> tuple[str, ...]:

@@ -173,8 +173,7 @@ def build(
     examples: Examples | None = None,
 ) -> Artifact:
     """Write the ONNX file, the engine built from it and the builder's log; raises BuildFailed or UnsupportedSpec."""
-    del examples
-    to_onnx.build(spec, module, onnx_of(path), provenance, on_step)
+    to_onnx.build(spec, module, onnx_of(path), provenance, on_step, examples)
     return assemble(spec, path, on_step)
 
 

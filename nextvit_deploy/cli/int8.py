@@ -43,7 +43,10 @@ Calibration = Annotated[
     ),
 ]
 Size = Annotated[int, typer.Option("--calibration-size", min=1, metavar="N", help="INT8: how many of them.")]
-Method = Annotated[MethodChoice, typer.Option("--method", help="INT8: how steps are taken from what values were.")]
+Method = Annotated[
+    MethodChoice | None,
+    typer.Option("--method", help="INT8: how steps are taken from what values were; mse, with modelopt minmax."),
+]
 Rounding = Annotated[
     RoundingChoice, typer.Option("--rounding", help="INT8: gptq feeds the error of one weight into the next.")
 ]
@@ -60,7 +63,7 @@ Plan = Annotated[
     Path | None, typer.Option("--precision-plan", metavar="FILE", help="INT8: keep the blocks of an earlier manifest.")
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=1, metavar="N", help="INT8: processes that look for blocks to keep.")
+    int | None, typer.Option("--workers", min=1, metavar="N", help="INT8: processes that look for blocks to keep.")
 ]
 Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="INT8: a Ray cluster that does.")]
 
@@ -71,14 +74,14 @@ class Int8Options:
 
     calibration: Calibration = None
     calibration_size: Size = 128
-    method: Method = MethodChoice.MSE
+    method: Method = None
     rounding: Rounding = RoundingChoice.NEAREST
     equalize: Equalize = True
     biases: Biases = True
     quantizer: Quantizer = QuantizerChoice.ONNXRUNTIME
     budget: Budget = None
     plan: Plan = None
-    workers: Workers = 1
+    workers: Workers = None
     ray: Ray = None
 
     def request(self, *, wanted: bool) -> QuantizeRequest | None:
@@ -97,7 +100,7 @@ class Int8Options:
         asked = QuantizeRequest(
             calibration=self.calibration,
             size=self.calibration_size,
-            method=self.method.value,
+            method=self.method and self.method.value,
             rounding=self.rounding.value,
             equalize=self.equalize,
             correct_bias=self.biases,

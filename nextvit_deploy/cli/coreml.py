@@ -113,7 +113,7 @@ class Int8Options:
             plan=self.plan,
             calibration=self.calibration,
             calibration_size=self.calibration_size,
-            method=(self.method or int8.MethodChoice.MINMAX).value,
+            method=(self.method or q.MethodChoice.MINMAX).value,
             equalize=self.equalize,
         )
 

@@ -33,9 +33,10 @@ from nextvit_exporters.passes.normalize_input import MEAN, NormalizeInput
 from nextvit_exporters.passes.sets import ONNX_RUNTIME, TENSORRT_PASSES, tensorrt_passes
 from nextvit_exporters.precision.fp16 import round_constants, to_half
 from nextvit_exporters.precision.read_back import check_precision, read_dtypes
-from nextvit_exporters.quantize.explicit import int8_nodes, quantize_onnx
+from nextvit_exporters.quantize.explicit import quantize_onnx
 from nextvit_exporters.quantize.modelopt import quantize_with_modelopt
 from nextvit_exporters.quantize.quantized import clipped, take_quantizers
+from nextvit_exporters.quantize.read_back import int8_nodes
 from nextvit_exporters.quantize_spec import QuantizeSpec
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
@@ -355,11 +356,7 @@ def _simplify(model: onnx.ModelProto, *, apart: bool) -> onnx.ModelProto:
     Where maps are kept ``apart`` each stays a node of its own, which is found again by its name.
     """
     try:
-        simplified, _ = onnxsim.simplify(
-            model,
-            check_n=0,
-            skipped_optimizers=["fuse_qkv", "fuse_matmul_add_bias_into_gemm_batched"] if apart else None,
-        )
+        simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=list(_JOINS) if apart else None)
     except Exception as error:  # it raises whatever its C++ half throws
         msg = f"onnx-simplifier refused the graph: {str(error).splitlines()[0]}; try --no-simplify"
         raise BuildFailed(msg) from error

@@ -18,10 +18,8 @@ from onnxruntime.quantization.calibrate import CalibrationMethod
 
 from nextvit_exporters.errors import BuildFailed, InvariantError
 from nextvit_exporters.quantize.quantized import MapSteps
+from nextvit_exporters.quantize.read_back import MOVES, OPERATIONS, check_steps, weight_axis
 
-OPERATIONS: Final = ("Conv", "Gemm", "MatMul")
-"""What an INT8 map may be written as."""
-_MOVES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _OPTIONS: Final[Mapping[str, Any]] = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
@@ -34,7 +32,8 @@ def quantize_onnx(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> onnx.
     """``model`` with the maps named by module in INT8; the argument is used up.
 
     Its weights are on their steps already, rounded to the model's own type, so their whole numbers are found again
-    exactly. Raises InvariantError where a module's node isn't there, BuildFailed where the quantizer refuses.
+    exactly. Raises InvariantError where a module's node isn't there, BuildFailed where the quantizer refuses, or where
+    what it made is not what it was told.
     """
     nodes = {name: _node_of(model, name) for name in maps}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -49,10 +48,10 @@ def quantize_onnx(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> onnx.
         edge = np.array(127 * steps.activation, kind)
         ranges[node.input[0]] = TensorData(lowest=-edge, highest=edge)
         overrides[node.input[0]] = [{"scale": np.array(steps.activation, kind), "zero_point": np.array(0, np.int8)}]
-        overrides[weight.name] = _per_channel(steps.weights.astype(kind), _axis(node))
+        overrides[weight.name] = _per_channel(steps.weights.astype(kind), weight_axis(node))
     quantized = _insert(model, [node.name for node in nodes.values()], ranges, overrides)
     _to_makers(quantized)
-    _check_counts(quantized, maps)
+    check_steps(quantized, maps)
     return quantized
 
 
@@ -65,14 +64,6 @@ def _node_of(model: onnx.ModelProto, module: str) -> onnx.NodeProto:
         raise InvariantError(f"{module} became {len(found)} nodes of the ONNX graph; it can't be quantized")
     (node,) = found
     return node
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """Where output channels are in a weight: first, but in a product last, whose weight is (in, out)."""
-    if node.op_type == "Conv":
-        return 0
-    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if node.op_type == "Gemm" and turned else 1
 
 
 def _per_channel(steps: np.ndarray[Any, Any], axis: int) -> list[dict[str, object]]:
@@ -123,7 +114,7 @@ def _to_makers(model: onnx.ModelProto) -> None:
 def _source(tensor: str, model: onnx.ModelProto) -> str:
     """The tensor that ``tensor`` is but for moves of its numbers and for steps it is on already."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    through = _MOVES | {"DequantizeLinear", "QuantizeLinear"}
+    through = MOVES | {"DequantizeLinear", "QuantizeLinear"}
     while (maker := makers.get(tensor)) is not None and maker.op_type in through:
         tensor = maker.input[0]
     return tensor
@@ -152,29 +143,3 @@ def _sort(model: onnx.ModelProto) -> None:
         waiting = later
     del model.graph.node[:]
     model.graph.node.extend(ordered)
-
-
-def int8_nodes(model: onnx.ModelProto) -> tuple[tuple[str, ...], int]:
-    """Names of the convolutions and products that read both factors from steps, and how many there are at all."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    all_of_them = [node for node in model.graph.node if node.op_type in OPERATIONS]
-    stepped = [
-        node.name
-        for node in all_of_them
-        if all(_unmoved(name, makers) == "DequantizeLinear" for name in node.input[:2])
-    ]
-    return tuple(stepped), len(all_of_them)
-
-
-def _unmoved(tensor: str, makers: Mapping[str, onnx.NodeProto]) -> str:
-    """The kind of node that made a tensor, but for moves of its numbers; "" where none did."""
-    while (maker := makers.get(tensor)) is not None and maker.op_type in _MOVES:
-        tensor = maker.input[0]
-    return "" if maker is None else str(maker.op_type)
-
-
-def _check_counts(model: onnx.ModelProto, maps: Mapping[str, MapSteps]) -> None:
-    """What was asked to be in INT8 is, and nothing else."""
-    wanted, found = {_node_of(model, name).name for name in maps}, set(int8_nodes(model)[0])
-    if wrong := sorted(wanted ^ found):
-        raise InvariantError(f"{wrong[0]} is {'' if wrong[0] in found else 'not '}in INT8 behind the quantizer")

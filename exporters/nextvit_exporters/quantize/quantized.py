@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
@@ -27,13 +26,12 @@ from nextvit_exporters.errors import InvariantError
 from nextvit_exporters.passes import algebra
 from nextvit_exporters.precision.fp16 import round_constants
 from nextvit_exporters.quantize.bias import corrected_bias
-from nextvit_exporters.quantize.calibration import Calibration
+from nextvit_exporters.quantize.calibration import Calibration, Float64s, Int8s
 from nextvit_exporters.quantize.gptq import MOST_STEPS
-from nextvit_exporters.quantize.placement import Map, Placement, placement
+from nextvit_exporters.quantize.placement import Map, Placement, placement, source
 from nextvit_exporters.quantize.weights import LEVELS, nearest_codes, weight_of, weight_steps
 from nextvit_exporters.quantize_spec import QuantizeSpec
 
-Float64s = NDArray[np.float64]
 _STEPS = "weight_steps"
 _LOWEST, _HIGHEST = -128, 127
 
@@ -59,10 +57,14 @@ class Quantizer(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MapSteps:
-    """The steps of one INT8 map: of the tensor it reads, and of its weights by output channel, (out,)."""
+    """One INT8 map: the step of the tensor it reads, its weights' by output channel, (out,), and those in steps.
+
+    ``codes`` is (out, K), K = input channels per group times kernel size, in the order of ``weight[0].flatten()``.
+    """
 
     activation: float
     weights: Float64s
+    codes: Int8s
 
 
 def quantize_graph(graph: fx.GraphModule, spec: QuantizeSpec, found: Calibration) -> fx.GraphModule:
@@ -108,31 +110,37 @@ def clipped(graph: fx.GraphModule, rest: str) -> fx.GraphModule:
     return result
 
 
+def map_steps(graph: fx.GraphModule) -> dict[str, MapSteps]:
+    """What a quantized graph in any type has on steps, by module; nothing of a graph in floating point."""
+    calls = [node for node in graph.graph.nodes if hasattr(g.module_of(graph, node), _STEPS)]
+    return {str(node.target): _steps_of(graph, node) for node in calls}
+
+
 def take_quantizers(graph: fx.GraphModule) -> dict[str, MapSteps]:
     """Remove the quantizers from a graph in any type, in place, and return what they and the weights were."""
-    quantizers = [node for node in graph.graph.nodes if isinstance(g.module_of(graph, node), Quantizer)]
-    steps = {node.all_input_nodes[0].name: _float(graph.get_submodule(str(node.target)).step) for node in quantizers}
-    for node in quantizers:
+    found = map_steps(graph)
+    for node in [node for node in graph.graph.nodes if isinstance(g.module_of(graph, node), Quantizer)]:
         node.replace_all_uses_with(node.all_input_nodes[0])
         graph.graph.erase_node(node)
-    placed = placement(graph)
-    found = {}
-    for name in quantized_maps(graph):
-        module = graph.get_submodule(name)
-        weights = getattr(module, _STEPS).detach().double().numpy()
-        delattr(module, _STEPS)
-        found[name] = MapSteps(steps[placed.maps[name]], weights)
+    for name in found:
+        delattr(graph.get_submodule(name), _STEPS)
     g.finish(graph)
     return found
+
+
+def _steps_of(graph: fx.GraphModule, call: fx.Node) -> MapSteps:
+    module, quantizer = graph.get_submodule(str(call.target)), g.module_of(graph, source(graph, call))
+    if not isinstance(module, Map) or not isinstance(quantizer, Quantizer):
+        raise InvariantError(f"{call.target} reads what nothing brought onto steps")
+    steps = getattr(module, _STEPS).detach().double().numpy()
+    weight = module.weight.detach().double().numpy()
+    codes = nearest_codes(weight.reshape(len(weight), -1), steps)
+    return MapSteps(float(quantizer.step), steps, codes)
 
 
 def _exact(step: float, rest: str) -> float:
     """The step as ``rest`` holds it, chosen as those of weights are."""
     return float(weight_steps(np.array([[LEVELS * step]]), rest)[0])
-
-
-def _float(value: object) -> float:
-    return float(value)  # type: ignore[arg-type]  # a tensor of one number
 
 
 def _call(graph: fx.GraphModule, name: str) -> fx.Node:
@@ -161,7 +169,7 @@ def _on_steps(name: str, module: Map, spec: QuantizeSpec, found: Calibration) ->
     return fresh
 
 
-def _codes(name: str, rows: Float64s, steps: Float64s, found: Calibration) -> NDArray[np.int8]:
+def _codes(name: str, rows: Float64s, steps: Float64s, found: Calibration) -> Int8s:
     """Whole numbers for a weight; those that were found are held against the weight they are for."""
     if name not in found.codes:
         return nearest_codes(rows, steps)

@@ -1,6 +1,6 @@
 # Needs make and Python 3.10 or newer, nothing else: the environment is made in .venv.
 #
-#   make demo     export the bundled checkpoint to ONNX, to a T4 engine and to Core ML, as far as the machine has wheels
+#   make demo     export the bundled checkpoint to ONNX, to T4 engines and to Core ML, as far as the machine has wheels
 #                 of their tools; verify every file
 #   make test     every check and every test
 #   make lint     the checks alone
@@ -29,6 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/nextvit-export onnx --fp16
 ifeq ($(TENSORRT),yes)
 	$(BIN)/nextvit-export trt --fp16
+	$(BIN)/nextvit-export trt --int8
 endif
 ifeq ($(COREML),yes)
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(BIN)/nextvit-export coreml; \

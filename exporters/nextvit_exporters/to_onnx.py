@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import onnx
-import onnxsim
 import torch
 from torch import fx
 
@@ -26,6 +25,7 @@ from nextvit_exporters.executors.base import Array
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.onnx_names import name_nodes, strip_provenance
+from nextvit_exporters.onnx_rewrites import downgrade, simplify
 from nextvit_exporters.opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_INT8_OPSET, OLDEST_OPSET
 from nextvit_exporters.passes.base import Pass
 from nextvit_exporters.passes.equalize_channels import EqualizeChannels
@@ -51,8 +51,6 @@ INPUT: Final = "image"
 OUTPUT: Final = "logits"
 WRITERS: Final = ("nextvit-deploy", "torch", "onnx", "onnxscript", "onnxsim")
 MANIFEST_KEY: Final = "nextvit_deploy.manifest"
-_JOINS: Final = ("fuse_qkv", "fuse_matmul_add_bias_into_gemm_batched")
-"""Rewrites of onnx-simplifier that join maps with each other, or with what is around them."""
 _IO: Final = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
 PASSES: Final[tuple[Pass, ...]] = tuple(
@@ -188,10 +186,10 @@ def build(
     name_nodes(model)
     strip_provenance(model)
     if spec.opset < DEFAULT_OPSET:  # first, for the simplifier makes nodes that the older opset writes differently
-        model = _downgrade(model, spec.opset)
+        model = downgrade(model, spec.opset)
     if spec.simplify:
         on_step("onnx-simplifier")
-        model = _simplify(model, apart=spec.quantize is not None)
+        model = simplify(model, apart=spec.quantize is not None)
     name_nodes(model)  # the simplifier's own nodes too
     if spec.quantize is not None:
         on_step(f"quantize by {spec.quantize.quantizer}")
@@ -348,37 +346,6 @@ def _name_axes(model: onnx.ModelProto, spec: ExportSpec) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
-
-
-def _simplify(model: onnx.ModelProto, *, apart: bool) -> onnx.ModelProto:
-    """onnx-simplifier, without its own check: the result is verified like everything else.
-
-    Where maps are kept ``apart`` each stays a node of its own, which is found again by its name.
-    """
-    try:
-        simplified, _ = onnxsim.simplify(model, check_n=0, skipped_optimizers=list(_JOINS) if apart else None)
-    except Exception as error:  # it raises whatever its C++ half throws
-        msg = f"onnx-simplifier refused the graph: {str(error).splitlines()[0]}; try --no-simplify"
-        raise BuildFailed(msg) from error
-    result: onnx.ModelProto = simplified
-    return result
-
-
-def _downgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Opset 18 as 17: in this graph only ReduceMean differs, whose axes become an attribute again."""
-    try:
-        result = onnx.version_converter.convert_version(model, opset)
-    except (onnx.version_converter.ConvertError, RuntimeError) as error:
-        msg = (
-            f"the graph can't be written in opset {opset}: {str(error).splitlines()[0]}; choose {DEFAULT_OPSET} or more"
-        )
-        raise BuildFailed(msg) from error
-    for node in result.graph.node:
-        kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
-        if node.op_type == "ReduceMean" and len(kept) != len(node.attribute):
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    return result
 
 
 def _describe(model: onnx.ModelProto, spec: ExportSpec, provenance: Mapping[str, object]) -> None:

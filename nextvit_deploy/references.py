@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,7 @@ from nextvit_deploy.data import ImageSet
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets
 from nextvit_exporters.executors.base import FEATURES, LOGITS, PROBABILITIES, Array, Arrays
+from nextvit_exporters.quantize.quantized import MapSteps, map_steps
 from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 
 _AT_A_TIME: Final = 4
@@ -25,10 +26,11 @@ Cases = Sequence[tuple[str, ImageSet]]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is right: who says so, and its outputs by name for each case."""
+    """What is right: who says so, its outputs by name for each case, and what INT8 maps hold, by module."""
 
     against: str
     outputs: Sequence[Arrays]
+    steps: Mapping[str, MapSteps] = field(default_factory=dict)
 
 
 def artefact_inputs(spec: ExportSpec, images: ImageSet) -> Array:
@@ -74,7 +76,7 @@ def rounded_outputs(spec: ExportSpec, graph: fx.GraphModule, cases: Iterable[tup
     dtype = next((p.dtype for p in reference.parameters()), torch.float32)
     outputs = [predict(spec, reference, graph_inputs(spec, images), dtype) for _, images in cases]
     g.release(reference)
-    return Reference(f"PyTorch, {spec.numbers} constants", outputs)
+    return Reference(f"PyTorch, {spec.numbers} constants", outputs, map_steps(graph))
 
 
 def expected_of(reference: Reference, answered: Iterable[Mapping[str, object]], *, on_device: bool) -> list[Arrays]:

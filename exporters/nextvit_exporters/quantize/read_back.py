@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 
 from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.quantize.quantized import MapSteps
+from nextvit_exporters.tensorrt.onnx_input import read_onnx
 
 OPERATIONS: Final = ("Conv", "Gemm", "MatMul")
 """What an INT8 map may be written as."""
@@ -64,6 +66,11 @@ def check_steps(model: onnx.ModelProto, expected: Mapping[str, MapSteps]) -> Non
         if what := _difference(found[name], wanted):
             raise BuildFailed(f"{name} {what}; export again")
     _check_readers(model)
+
+
+def check_file(path: Path, expected: Mapping[str, MapSteps]) -> None:
+    """``check_steps`` of a saved file; raises BuildFailed also where it can't be read."""
+    check_steps(read_onnx(path), expected)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

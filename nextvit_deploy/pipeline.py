@@ -122,6 +122,8 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
     with clock.step("PyTorch reference"):
         references = {PRECISION_COST: original_outputs(spec, checkpoint, cases)}
     passes: tuple[PassRecord, ...] = ()
+    if source != path and not (recorded and knows_steps(made)):
+        references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     if recorded:
         with clock.step("certify passes"):
             graph, passes = rewrite(made, checkpoint, on_step)
@@ -133,8 +135,6 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
                 notes = (*notes, str(error))
             g.release(graph)
         notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
-    elif source != path:
-        references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
         notes = (*notes, *target.remarks(path))

@@ -173,11 +173,13 @@ def _codes(name: str, rows: Float64s, steps: Float64s, found: Calibration) -> In
     """Whole numbers for a weight; those that were found are held against the weight they are for."""
     if name not in found.codes:
         return nearest_codes(rows, steps)
-    codes = found.codes[name].reshape(rows.shape)
-    moved = np.abs(codes * steps[:, None] - rows) / steps[:, None]
-    if float(moved.max()) > MOST_STEPS + 0.5:
-        raise InvariantError(f"the calibration's numbers for {name} are not those of its weights; calibrate again")
-    return codes
+    codes = found.codes[name]
+    if codes.size == rows.size:
+        codes = codes.reshape(rows.shape)
+        moved = np.abs(codes * steps[:, None] - rows) / steps[:, None]
+        if float(moved.max()) <= MOST_STEPS + 0.5:
+            return codes
+    raise InvariantError(f"the calibration's numbers for {name} are not those of its weights; calibrate again")
 
 
 def _insert(graph: fx.GraphModule, placed: Placement, steps: Mapping[str, float]) -> None:

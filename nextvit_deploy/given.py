@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextvit_deploy import references as r
 from nextvit_deploy import verify as v
 from nextvit_deploy.handover import check_places, hand_over, withheld
 from nextvit_deploy.manifest import Manifest, manifest_of, manifest_path
@@ -16,13 +15,13 @@ from nextvit_deploy.pipeline import (
     Clock,
     OnStep,
     describe,
+    exact_reference,
     open_checkpoint,
     open_images,
     original_outputs,
-    rewrite,
 )
+from nextvit_deploy.quantization import bring_along
 from nextvit_deploy.request import Request, check_names, engine_for, notes_for, notes_on_images, spec_for
-from nextvit_exporters import graph as g
 from nextvit_exporters import to_onnx, to_tensorrt
 from nextvit_exporters.engine_spec import ONE, Range
 from nextvit_exporters.errors import UnsupportedSpec
@@ -34,7 +33,6 @@ from nextvit_exporters.targets import PRECISION_COST, SAME_NETWORK
 from nextvit_exporters.tensorrt.backends import backend, load
 from nextvit_exporters.tensorrt.choice import choose
 from nextvit_exporters.tensorrt.onnx_input import check_onnx, read_onnx
-from nextvit_models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -74,14 +72,16 @@ def export_given(request: Request, given: Path, on_step: OnStep) -> Manifest:
         references = {PRECISION_COST: original_outputs(spec, checkpoint, cases)}
         passes: tuple[PassRecord, ...] = ()
         if recorded:
-            references[SAME_NETWORK], passes = _reference(made, checkpoint, cases, on_step)
-            notes = (*notes, *differences(given, recorded, made, checkpoint, passes))
-        else:
+            exact, passes, why = exact_reference(made, checkpoint, given, cases, on_step)
+            references |= {} if exact is None else {SAME_NETWORK: exact}
+            notes = (*notes, *why, *differences(given, recorded, made, checkpoint, passes))
+        if SAME_NETWORK not in references:
             references[SAME_NETWORK] = v.onnx_outputs(spec, given, cases, names)
     with published(path) as draft:
         with clock.step("build tensorrt"):
             atomic_write(to_tensorrt.onnx_of(draft), model.SerializeToString(deterministic=True))
             built = to_tensorrt.assemble(spec, draft, on_step)
+            bring_along(spec, given, draft)
         with clock.step("verify the saved file"):
             checks = v.verify(spec, draft, cases, references, names)
             saved = to_tensorrt.read(draft)
@@ -148,13 +148,3 @@ def spec_of_given(request: Request, made: ExportSpec, given: Path) -> ExportSpec
         consumer=None,
         pass_set=None,
     )
-
-
-def _reference(
-    made: ExportSpec, checkpoint: Checkpoint, cases: r.Cases, on_step: OnStep
-) -> tuple[r.Reference, tuple[PassRecord, ...]]:
-    """PyTorch carrying the constants that the file's own spec gives."""
-    graph, passes = rewrite(made, checkpoint, on_step)
-    rounded = r.rounded_outputs(made, graph, cases)
-    g.release(graph)
-    return rounded, passes

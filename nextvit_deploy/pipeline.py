@@ -126,19 +126,31 @@ def verify_saved(path: Path, request: Request, on_step: OnStep) -> Manifest:
         references[SAME_NETWORK] = v.onnx_outputs(spec, source, cases, names)
     if recorded:
         with clock.step("certify passes"):
-            graph, passes = rewrite(made, checkpoint, on_step)
-            try:
-                if made.quantize is not None:
-                    graph = quantize_again(made, graph, source)
-                references[SAME_NETWORK] = r.rounded_outputs(made, graph, cases)
-            except NotExecutable as error:  # which is a verdict of this question, not the end of the others
-                notes = (*notes, str(error))
-            g.release(graph)
-        notes = (*notes, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
+            exact, passes, why = exact_reference(made, checkpoint, source, cases, on_step)
+            references |= {} if exact is None else {SAME_NETWORK: exact}
+        notes = (*notes, *why, *differences(path, recorded, made, checkpoint, passes), *_rolled_back(passes))
     with clock.step("verify the saved file"):
         checks = v.verify(spec, path, cases, references, names)
         notes = (*notes, *target.remarks(path))
     return manifest_of(spec, info, Artifact.of(path), passes, saved, checks, notes, clock.seconds)
+
+
+def exact_reference(
+    made: ExportSpec, checkpoint: Checkpoint, source: Path, cases: r.Cases, on_step: OnStep
+) -> tuple[r.Reference | None, tuple[PassRecord, ...], tuple[str, ...]]:
+    """PyTorch carrying the constants that the spec of an artefact gives, the passes, and why it is None where it is.
+
+    ``source`` is the artefact, beside which an INT8 one's calibration lies.
+    """
+    graph, passes = rewrite(made, checkpoint, on_step)
+    try:
+        graph = graph if made.quantize is None else quantize_again(made, graph, source)
+        reference = r.rounded_outputs(made, graph, cases)
+    except NotExecutable as error:  # a verdict of one question, not the end of the others
+        return None, passes, (str(error),)
+    finally:
+        g.release(graph)
+    return reference, passes, ()
 
 
 def identify(path: Path, saved: Saved, request: Request, checkpoint: Checkpoint) -> tuple[ExportSpec, v.Names]:

@@ -152,6 +152,12 @@ def remember(made: Quantized, artefact: Path) -> None:
         atomic_write(artefact.with_name(f"{artefact.stem}.plan.svg"), plan_svg(made.plan).encode())
 
 
+def bring_along(spec: ExportSpec, given: Path, artefact: Path) -> None:
+    """Copy what ``given`` was made from beside an artefact that is built from it, where it is there."""
+    if spec.quantize is not None and calibration_of(given).is_file():
+        atomic_write(calibration_of(artefact), calibration_of(given).read_bytes())
+
+
 def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> fx.GraphModule:
     """The graph in INT8 as it was when ``artefact`` was made, from what was remembered beside it.
 

@@ -71,7 +71,8 @@ def answers(executor: Executor, images: Array) -> Array:
 
 
 def difference(actual: Array, expected: Array) -> float:
-    return float(np.sqrt(np.square(actual - expected).mean() / np.square(expected).mean()))
+    one, other = actual.astype(np.float64), expected.astype(np.float64)
+    return float(np.sqrt(np.square(one - other).mean() / np.square(other).mean()))
 
 
 def test_the_engine_is_proven(made: Manifest) -> None:

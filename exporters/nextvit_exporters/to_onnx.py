@@ -147,8 +147,11 @@ def settle(spec: ExportSpec, graph: fx.GraphModule, examples: Array) -> ExportSp
 def lower(spec: ExportSpec, graph: fx.GraphModule) -> fx.GraphModule:
     """The float64 graph in the numbers the file will hold, rounded once.
 
-    Raises UnsupportedSpec when raw pixels were asked for and the graph doesn't normalise them.
+    Raises UnsupportedSpec when raw pixels were asked for and the graph doesn't normalise them, or INT8 of a graph that
+    was not quantized.
     """
+    if spec.precision is Precision.INT8:
+        _check_quantized(spec)
     if spec.input is not InputKind.NORMALIZED and not hasattr(graph, MEAN):
         msg = f"normalize-input was refused or rolled back, so {spec.input} input can't be had; ask for normalized"
         raise UnsupportedSpec(msg)

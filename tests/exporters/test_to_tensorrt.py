@@ -209,7 +209,7 @@ def test_what_cannot_be_built_is_refused_with_what_can(spec: ExportSpec, says: s
 
 
 def test_int8_is_not_lowered_from_a_checkpoint() -> None:
-    with pytest.raises(UnsupportedSpec, match="INT8 needs a quantized graph; give one with --onnx FILE"):
+    with pytest.raises(UnsupportedSpec, match=r"^INT8 needs a calibration; give images with --calibration DIR$"):
         to_tensorrt.lower(replace(SPEC, precision=Precision.INT8), g.trace(make("nano")))
 
 

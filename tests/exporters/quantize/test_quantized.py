@@ -86,7 +86,7 @@ def test_a_quantized_graph_is_its_definition(rest: str, *, correct: bool) -> Non
 
     def on(name: str, value: Tensor) -> Tensor:
         step = weight_steps(np.array([[127 * found.steps[name]]]), rest)[0]
-        assert float(step) == float(DTYPES[rest](step))
+        assert float(step) == float(np.asarray(step, DTYPES[rest]))
         assert abs(step / found.steps[name] - 1.0) <= 2.0**-10
         whole = np.clip(np.rint(value.detach().numpy() / step), -128, 127)
         return torch.from_numpy(whole * step)
@@ -132,7 +132,7 @@ def test_weights_are_whole_steps_that_the_file_can_hold(rest: str, name: str) ->
     assert set(maps) == set(quantized_maps(quantized)) == set(placement(graph).maps)
     for module, each in maps.items():
         assert np.array_equal(each.weights, each.weights.astype(DTYPES[rest]).astype(np.float64))
-        assert each.activation == float(DTYPES[rest](each.activation))
+        assert each.activation == float(np.asarray(each.activation, DTYPES[rest]))
         rounded = weight_of(quantized, module)
         assert np.array_equal(rounded, each.codes.astype(np.float64) * each.weights[:, None])
         assert np.abs(each.codes.astype(int)).max() <= 127

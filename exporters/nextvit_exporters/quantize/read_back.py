@@ -152,18 +152,23 @@ def _difference(found: MapSteps, wanted: MapSteps) -> str | None:
 
 def _check_readers(model: onnx.ModelProto) -> None:
     """Nothing is on steps but for a map, and whoever reads what is on steps reads it there."""
-    file = _File.of(model)
-    needed = set[str]()
-    for node in model.graph.node:
-        if node.op_type in OPERATIONS and file.is_int8(node):
-            for maker in map(file.source, node.input[:2]):
-                needed |= {maker.output[0], maker.input[0]} if maker is not None else set()
-    stepped: dict[str, str] = {}
+    needed, stepped = _needed(model), dict[str, str]()
     for node in model.graph.node:
         if node.op_type in {_TO, _FROM} and node.output[0] not in needed:
             raise BuildFailed(f"{node.name} brings a tensor onto steps that no map in INT8 reads; export again")
         if node.op_type == _TO and stepped.setdefault(node.input[0], node.name) != node.name:
             raise BuildFailed(f"{node.name} brings onto steps what {stepped[node.input[0]]} does; export again")
+    reads = [(node.name, set(node.input)) for node in model.graph.node if node.op_type != _TO]
+    for name, read in (*reads, ("the graph's output", {output.name for output in model.graph.output})):
+        if beside := stepped.keys() & read:
+            raise BuildFailed(f"{name} reads {min(beside)} off its steps; export again")
+
+
+def _needed(model: onnx.ModelProto) -> set[str]:
+    """What the maps in INT8 read: dequantized tensors, and what those are dequantized from."""
+    file, needed = _File.of(model), set[str]()
     for node in model.graph.node:
-        if node.op_type != _TO and (beside := stepped.keys() & set(node.input)):
-            raise BuildFailed(f"{node.name} reads {min(beside)} off its steps; export again")
+        if node.op_type in OPERATIONS and file.is_int8(node):
+            for maker in map(file.source, node.input[:2]):
+                needed |= {maker.output[0], maker.input[0]} if maker is not None else set()
+    return needed

@@ -16,7 +16,7 @@ from nextvit_exporters.quantize.observe import Observer
 from nextvit_exporters.quantize.placement import placement
 from nextvit_exporters.quantize.quantized import quantize_graph
 from nextvit_exporters.quantize_spec import QuantizeSpec
-from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from tests.exporters.exports import NANO, PROVENANCE, Exported, rewritten
 from tests.exporters.passes_harness import make, pixels
 
@@ -44,7 +44,10 @@ def calibrated(spec: ExportSpec) -> tuple[fx.GraphModule, Calibration]:
     """The graph of a spec behind its passes, and what eight images tell of it; both stay as they are."""
     graph = rewritten(make(spec.model), spec)
     assert spec.quantize is not None
-    return graph, observed(graph, pixels(8, 3, spec.height, spec.width, seed=21), method=spec.quantize.method)
+    seen = pixels(8, 3, spec.height, spec.width, seed=21)
+    if spec.input is not InputKind.NORMALIZED:
+        seen = to_onnx.input_passes(spec)[0].adapt(seen)
+    return graph, observed(graph, seen, method=spec.quantize.method)
 
 
 def export_int8(spec: ExportSpec, folder: Path) -> Exported:

@@ -23,7 +23,7 @@ from nextvit_exporters.precision.read_back import read_dtypes
 from nextvit_exporters.quantize.placement import placement
 from nextvit_exporters.quantize.quantized import clipped, map_steps
 from nextvit_exporters.quantize.read_back import check_file, int8_nodes, steps_of
-from nextvit_exporters.spec import ExportSpec
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_exporters.tensorrt.backends import backend
 from tests.exporters.exports import Exported, Floats, probe, relative_rms
 from tests.exporters.quantize.int8_files import BESIDE_FP32, INT8, Files, calibrated, export_int8
@@ -162,16 +162,18 @@ def test_with_and_without_the_simplifier(int8_files: Files, spec: ExportSpec) ->
     assert len(whole.proto.graph.node) <= len(plain.proto.graph.node)
 
 
-def test_onnx_runtime_s_own_passes(int8_files: Files) -> None:
-    file = int8_files(replace(BESIDE_FP32, consumer=None))
+def test_onnx_runtime_s_own_passes_raw_pixels_and_any_batch(int8_files: Files) -> None:
+    spec = replace(BESIDE_FP32, consumer=None, input=InputKind.UINT8_NHWC, dynamic_batch=True)
+    file = int8_files(spec)
     assert len(int8_nodes(file.proto)[0]) == 52
     images = probe(file.spec)
     assert relative_rms(file.run(images, "unrounded"), file.expected(images)) < 1e-6
 
 
-def test_kept_blocks_are_not_in_int8(int8_files: Files) -> None:
+def test_kept_blocks_are_not_in_int8_and_pixels_are_read_raw(int8_files: Files) -> None:
     assert INT8.quantize is not None
-    file = int8_files(replace(INT8, quantize=replace(INT8.quantize, keep=("features.2", "features.5"))))
+    kept = replace(INT8.quantize, keep=("features.2", "features.5"))
+    file = int8_files(replace(INT8, quantize=kept, input=InputKind.FLOAT))
     names = int8_nodes(file.proto)[0]
     assert names
     assert not any(name.startswith(("features.2.", "features.5.")) for name in names)
@@ -193,8 +195,8 @@ def test_an_opset_whose_steps_can_t_be_fp16_is_refused(opset: int) -> None:
         to_onnx.check_spec(replace(INT8, quantize=None))
 
 
-def test_the_oldest_opset(int8_files: Files) -> None:
-    file = int8_files(replace(INT8, opset=19))
+def test_the_oldest_opset_any_size_and_fp16_ends(int8_files: Files) -> None:
+    file = int8_files(replace(INT8, opset=19, io=Precision.FP16, input=InputKind.UINT8, dynamic_size=True))
     assert file.proto.opset_import[0].version == 19
     images = probe(file.spec)
     assert relative_rms(file.run(images, "unrounded"), file.expected(images)) < 1e-6

@@ -199,6 +199,11 @@ def steps_of_another_map(model: onnx.ModelProto) -> None:
     to.input[1] = back.input[1] = other.input[1]
 
 
+def returned_off_its_steps(model: onnx.ModelProto) -> None:
+    to, _ = pair(model)
+    model.graph.output.append(helper.make_tensor_value_info(to.input[0], TensorProto.FLOAT16, None))
+
+
 def second_pair(model: onnx.ModelProto) -> None:
     """The sum reads the tensor on steps of its own."""
     to, back = pair(model, "features.3.mhca.group_conv3x3")
@@ -264,6 +269,7 @@ FAULTS: Final[dict[Fault, tuple[bool, bool]]] = {
     pair_removed: (False, True),
     map_left_in_fp16: (True, True),
     another_quantized_too: (False, True),
+    returned_off_its_steps: (False, True),
     second_pair: (False, True),
     step_by_channel: (True, True),
     no_zero_point: (True, True),
@@ -316,7 +322,7 @@ def test_something_shows_the_fault(int8_files: Files, tmp_path: Path, fault: Fau
     assert any(shown)
     if told is not None:
         assert "\n" not in told
-        assert "features." in told or "fault" in told
+        assert "features." in told or "fault" in told or "the graph's output" in told
 
 
 def test_a_map_that_was_to_be_kept_is_named(int8_files: Files) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from nextvit_exporters import graph as g
 from nextvit_exporters import to_onnx
 from nextvit_exporters.errors import InvariantError
+from nextvit_exporters.quantize.bias import corrected_bias
 from nextvit_exporters.quantize.calibration import Calibration
 from nextvit_exporters.quantize.identity import graph_hash
 from nextvit_exporters.quantize.placement import Map, placement
@@ -32,6 +34,7 @@ from nextvit_exporters.quantize_spec import QuantizeSpec
 from tests.exporters.quantize.int8_files import BESIDE_FP32, INT8, Residual, calibrated, observed
 from tests.harness import images, randomise
 
+Rows = NDArray[np.float64]
 SEEN = images(8, 3, 8, 8, seed=1, dtype=torch.float64)
 RESTS = pytest.mark.parametrize("rest", ["fp16", "fp32"])
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -43,7 +46,7 @@ def toy() -> tuple[fx.GraphModule, Calibration]:
     return graph, observed(graph, SEEN)
 
 
-def weight_of(graph: fx.GraphModule, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def weight_of(graph: fx.GraphModule, name: str) -> Rows:
     weight = graph.get_submodule(name).get_parameter("weight").detach().double().numpy()
     return weight.reshape(len(weight), -1)
 
@@ -75,10 +78,11 @@ def test_unrounded_it_clips_alone() -> None:
     assert torch.equal(Quantizer(0.5, rounds=False)(x), wanted)
 
 
-@RESTS
-@pytest.mark.parametrize("correct", [False, True])
-def test_a_quantized_graph_is_its_definition(rest: str, *, correct: bool) -> None:
-    """Written out by hand: every tensor on its step, every weight on its own, everything else as it was."""
+def off_definition(rest: str, *, correct: bool) -> float:
+    """How far a quantized graph is from what is written out by hand here, relative.
+
+    Every tensor on its step, every weight on its own, everything else as it was.
+    """
     graph, found = toy()
     spec = QuantizeSpec(rest=rest, correct_bias=correct)
     quantized = quantize_graph(graph, spec, found)
@@ -115,11 +119,55 @@ def test_a_quantized_graph_is_its_definition(rest: str, *, correct: bool) -> Non
     t = linear(on("relu", torch.relu(linear(t, weights("tokens"), bias("tokens")))), weights("back"), bias("back")) + t
     head = graph.get_submodule("head")
     wanted = linear(t.mean(1), head.get_parameter("weight"), head.get_parameter("bias")).detach()
+    inside = 127 * found.steps["x"]
+    assert not torch.equal(x.clamp(-inside, inside), x), "something clips"
     (got,) = g.execute(quantized, x)
     assert got.dtype == torch.float64
-    assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-13
-    clipped_away = values_of(quantized, x)
-    assert not torch.equal(clipped_away["x"].clamp(-127 * found.steps["x"], 127 * found.steps["x"]), x)
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+@RESTS
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_quantized_graph_is_its_definition(rest: str, *, correct: bool) -> None:
+    assert off_definition(rest, correct=correct) < 1e-13
+
+
+def rounding_down(self: Quantizer, x: Tensor) -> Tensor:
+    return torch.clamp(torch.floor(x / self.step), -128, 127) * self.step
+
+
+def clipping_early(self: Quantizer, x: Tensor) -> Tensor:
+    return torch.clamp(torch.round(x / self.step), -64, 64) * self.step
+
+
+def with_the_wrong_sign(bias: Rows, *numbers: Rows) -> tuple[Rows, Rows]:
+    corrected, residual = corrected_bias(bias, *numbers)
+    return 2 * bias - corrected, residual
+
+
+def for_the_whole_weight(rows: Rows, rest: str) -> Rows:
+    steps = weight_steps(rows, rest)
+    return np.full_like(steps, steps.max())
+
+
+def as_they_were_found(step: float, rest: str) -> float:
+    del rest
+    return step
+
+
+@pytest.mark.parametrize(
+    ("name", "mutation"),
+    [
+        ("Quantizer.forward", rounding_down),
+        ("Quantizer.forward", clipping_early),
+        ("corrected_bias", with_the_wrong_sign),
+        ("weight_steps", for_the_whole_weight),
+        ("_exact", as_they_were_found),
+    ],
+)
+def test_another_definition_is_another_graph(monkeypatch: pytest.MonkeyPatch, name: str, mutation: object) -> None:
+    monkeypatch.setattr(f"nextvit_exporters.quantize.quantized.{name}", mutation)
+    assert off_definition("fp16", correct=True) > 1e-5
 
 
 @RESTS

@@ -180,13 +180,16 @@ def _counterpart(told: Mapping[str, Any], path: Path) -> tuple[Path, dict[str, A
 
 
 def _manifests(path: Path, precision: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The manifests beside ``path`` that are of this precision; what can't be read is passed over."""
+    """The manifests beside ``path`` that are of this precision; what can't be read is passed over.
+
+    An evaluation tells the same of its artefact, and is none.
+    """
     for other in sorted(path.parent.glob(f"*{precision}*.json")):
         try:
             told = _read(other)
         except DeployError:
             continue
-        if _precision(told) == precision:
+        if _precision(told) == precision and "built" in told:
             yield other, told
 
 

@@ -103,6 +103,9 @@ def test_without_times_it_stays_an_estimate(tmp_path: Path) -> None:
         f"no manifest of the same in FP16 is beside {int8.name}",
     )
     fp16 = written(tmp_path, "fp16")
+    evaluation = {key: told for key, told in json.loads(fp16.read_bytes()).items() if key != "built"}
+    fp16.with_name("a_fp16.engine.evaluation.json").write_text(json.dumps(evaluation))
+    fp16 = fp16.rename(fp16.with_name("b_fp16.engine.json"))
     assert int8_verdict(int8).missing[1] == f"no kit with times is merged into {fp16.name}"
     written(tmp_path, "int8", device(1.0))
     assert int8_verdict(int8).missing == (f"no kit with times is merged into {fp16.name}",)

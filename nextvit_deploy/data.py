@@ -98,8 +98,8 @@ class Pictures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Where each picture is in the folder."""
-        return tuple(path.relative_to(self.folder).as_posix() for path in self.paths)
+        """Where each picture is in the folder, ``readable``."""
+        return tuple(readable(path.relative_to(self.folder).as_posix()) for path in self.paths)
 
     @property
     def labels(self) -> tuple[str | None, ...]:
@@ -148,6 +148,11 @@ def load_images(folder: Path, limit: int, size: tuple[int, int], preprocessing: 
     that was to be used cannot be read: none is skipped.
     """
     return find_pictures(folder, limit, size, preprocessing).read()
+
+
+def readable(name: str) -> str:
+    """A file's name in characters that can be written anywhere: bytes of it that are no UTF-8 are spelt out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def noise_images(count: int, size: tuple[int, int], preprocessing: Preprocessing, seed: int) -> ImageSet:

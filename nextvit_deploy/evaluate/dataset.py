@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
-from nextvit_deploy.data import Pictures
+from nextvit_deploy.data import Pictures, readable
 from nextvit_deploy.evaluate.results import Labels
 from nextvit_exporters.errors import DeployError
-from nextvit_models.checkpoint import Checkpoint
 
 _NAMED: Final = 3
 """How many of many names a message tells."""
@@ -30,14 +29,33 @@ class Classes:
     """What to call the classes."""
 
 
-def classes_of(pictures: Pictures, checkpoint: Checkpoint) -> Classes:
+class Classifier(Protocol):
+    """What is asked of a checkpoint, or of an artefact's spec, to tell classes."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it calls them; empty where it doesn't say."""
+        ...
+
+
+def classes_of(pictures: Pictures, classifier: Classifier) -> Classes:
     """The class of every picture, by the name of the folder below ``pictures.folder`` that it is in.
 
-    Folders are classes by the checkpoint's labels where they are called so, else in the order of their names where
+    Folders are classes by the classifier's labels where they are called so, else in the order of their names where
     there is one for each class, empty ones counted. Where no picture is in a folder of its own there are no classes.
     Raises DeployError for anything else.
     """
-    count, called = checkpoint.num_classes, checkpoint.labels
+    count, called = classifier.num_classes, classifier.labels
     names = called or tuple(map(str, range(count)))
     folders = pictures.labels
     if not any(folders):
@@ -55,16 +73,17 @@ def classes_of(pictures: Pictures, checkpoint: Checkpoint) -> Classes:
     elif known:
         strange = [folder for folder in there if counted[folder] != 1]
         raise DeployError(
-            f"{_some(strange)} in {pictures.folder} are no classes of {checkpoint.name}, which others are; its classes "
+            f"{_some(strange)} in {pictures.folder} are no classes of {classifier.name}, which others are; its classes "
             f"are {_some(called)}; rename or move them"
         )
     elif len(there) == count:
         index = {name: number for number, name in enumerate(there)}
-        how, names = "class folders in the order of their names", called or tuple(there)
+        how, names = "class folders in the order of their names", called or tuple(map(readable, there))
     else:
+        some = "class folder" if len(there) == 1 else "class folders"
         wanted = f"calls its classes {_some(called)}" if called else "names none"
         raise DeployError(
-            f"{pictures.folder} holds {len(there)} class folders ({_some(there)}), {checkpoint.name} has {count} "
+            f"{pictures.folder} holds {len(there)} {some} ({_some(there)}), {classifier.name} has {count} "
             f"classes and {wanted}; give one folder a class, or a folder without any"
         )
     return Classes(np.array([index[folder] for folder in folders if folder is not None], np.int64), how, names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from html import escape
 from io import BytesIO
 from typing import Final
@@ -151,7 +150,7 @@ def _thumbnails(images: Iterable[Image], pictures: Pictures) -> dict[int, str]:
 
 
 def _thumbnail(pictures: Pictures, index: int) -> str:
-    pixels = replace(pictures, paths=pictures.paths[index : index + 1]).read().pixels[0]
+    pixels = pictures.read(index, index + 1).pixels[0]
     picture = Pillow.fromarray(pixels.transpose(1, 2, 0))
     picture.thumbnail((_SIDE, _SIDE))
     data = BytesIO()

@@ -76,7 +76,7 @@ class Store:
 
     def finished(self, shards: Sequence[Shard]) -> dict[int, Rows]:
         """What is there, by the shard's place in ``shards``."""
-        found = {index: self._read(shard) for index, shard in enumerate(shards)} if self.folder.is_dir() else {}
+        found = {index: self._read(shard) for index, shard in enumerate(shards)}
         return {index: rows for index, rows in found.items() if rows is not None}
 
     def add(self, shard: Shard, rows: Rows) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 from nextvit_deploy.data import Pictures
 from nextvit_deploy.evaluate.dataset import classes_of
@@ -11,13 +10,10 @@ from nextvit_deploy.precision.budget import Budget
 from nextvit_exporters.errors import DeployError, UnsupportedSpec
 from nextvit_exporters.spec import ExportSpec
 
-if TYPE_CHECKING:
-    from nextvit_models.checkpoint import Checkpoint
-
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is asked of a checkpoint to tell classes, from its spec."""
+class _Classifier:
+    """Who tells classes, from an artefact's spec."""
 
     name: str
     num_classes: int
@@ -29,9 +25,9 @@ def right_answers(pictures: Pictures, spec: ExportSpec, budget: Budget) -> tuple
 
     Raises DeployError for a budget in points where they don't.
     """
-    asked = _Asked(spec.model, spec.num_classes, spec.labels)
+    asked = _Classifier(spec.model, spec.num_classes, spec.labels)
     try:
-        found = classes_of(pictures, cast("Checkpoint", asked)).labels  # which reads no more of one than is there
+        found = classes_of(pictures, asked).labels
     except DeployError:
         if budget.in_db:
             return None

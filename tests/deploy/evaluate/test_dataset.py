@@ -97,6 +97,7 @@ def test_without_class_folders(tmp_path: Path, demo: Checkpoint) -> None:
             (),
             r"{} holds 4 class folders \(a, b, c, ...\), net.pth has 3 classes and names none; give one folder a class",
         ),
+        (("a/1",), (), r"{} holds 1 class folder \(a\), net.pth has 3 classes"),
         (("cat/1", "1"), THREE, r"1 images of {} are in no class folder \(1.png\), others are; move"),
     ],
 )

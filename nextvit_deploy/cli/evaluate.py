@@ -14,7 +14,14 @@ from nextvit_deploy.cli import options as o
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
     artefact: Annotated[Path, typer.Argument(help="An .onnx or .engine file, or an .mlpackage.")],
-    dataset: Annotated[Path, typer.Argument(help="A folder of images; a folder in it for each class, or none.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of images, a folder in it for each class or none; the demo's, with its checkpoint, when "
+            "left out.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="CKPT", help="What it was made from; the demo when left out.")

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from nextvit_deploy import __version__
-from nextvit_deploy.data import Pictures, find_pictures
+from nextvit_deploy.data import Pictures, find_pictures, readable
 from nextvit_deploy.evaluate.dataset import classes_of
 from nextvit_deploy.evaluate.evaluation import SCHEMA, Dataset, Evaluation, Run, worst_images
 from nextvit_deploy.evaluate.pool import pool
@@ -34,9 +34,10 @@ from nextvit_deploy.outputs import check_writable, published
 from nextvit_deploy.pipeline import describe, identify, open_checkpoint
 from nextvit_deploy.request import Request, notes_for
 from nextvit_exporters import targets
-from nextvit_exporters.errors import UnsupportedSpec
+from nextvit_exporters.errors import DeployError, UnsupportedSpec
 from nextvit_exporters.spec import Artifact
 from nextvit_models.checkpoint import Checkpoint
+from nextvit_models.demo import DEMO_IMAGES
 
 Tell = Callable[[str, int, int], None]
 """Told the step, and how many images are done of how many; of 0 where that isn't known."""
@@ -46,13 +47,14 @@ _WORTHWHILE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """What the user typed. None means: the demo's checkpoint, beside the artefact, all pictures, as many as pay.
+    """What the user typed.
 
-    ``ray`` is a cluster's address; ``workers`` then bounds the tasks at a time.
+    None means: the demo's pictures, its checkpoint, beside the artefact, all pictures, as many workers as pay. ``ray``
+    is a cluster's address; ``workers`` then bounds the tasks at a time.
     """
 
     artefact: Path
-    dataset: Path
+    dataset: Path | None = None
     checkpoint: str | None = None
     ema: bool = False
     output: Path | None = None
@@ -94,6 +96,7 @@ def evaluate(request: EvaluateRequest, tell: Tell) -> Evaluation:
     classes = classes_of(pictures, asked.checkpoint)
     tell("read the pictures' bytes", 0, 0)
     fingerprint, executor = pictures.fingerprint, executor_of(work.spec, work.artefact)
+    folder = readable(pictures.folder.resolve().name)
     told = versions(work.spec.target) | {"nextvit-deploy": __version__, "pillow": version("pillow")}
     store = Store(_key(asked, fingerprint, executor.name, told))
     rows, run = _rows(request, asked, store, tell)
@@ -105,7 +108,7 @@ def evaluate(request: EvaluateRequest, tell: Tell) -> Evaluation:
         spec=work.spec,
         executor=executor.name,
         mode=executor.mode,
-        dataset=Dataset(request.dataset.resolve().name, len(pictures), pictures.total, fingerprint, classes.how),
+        dataset=Dataset(folder, len(pictures), pictures.total, fingerprint, classes.how),
         classes=classes.names,
         figures=figures(rows, classes.labels),
         by_margin=by_margin,
@@ -120,7 +123,7 @@ def evaluate(request: EvaluateRequest, tell: Tell) -> Evaluation:
 
 
 def _asked(request: EvaluateRequest) -> _Asked:
-    path, target = request.artefact, targets.of_file(request.artefact)
+    path, target, folder = request.artefact, targets.of_file(request.artefact), _folder(request)
     saved = read(target, path)
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
     like = Request(output=path.parent, checkpoint=request.checkpoint, ema=request.ema)
@@ -131,7 +134,9 @@ def _asked(request: EvaluateRequest) -> _Asked:
     notes = notes_for(like, spec, checkpoint)
     if saved.provenance:
         notes = (*notes, *other_source(saved.provenance, made, checkpoint))
-    pictures = find_pictures(request.dataset, request.limit, (spec.height, spec.width), checkpoint.preprocessing)
+    if request.dataset is None:
+        notes = (*notes, "no folder given: evaluated on the demo's digits, on some of which its INT8 is calibrated")
+    pictures = find_pictures(folder, request.limit, (spec.height, spec.width), checkpoint.preprocessing)
     artefact = Artifact.of(path)
     work = Evaluate(
         artefact=path.absolute(),
@@ -147,6 +152,17 @@ def _asked(request: EvaluateRequest) -> _Asked:
         pictures, folder=work.folder, paths=tuple(each.absolute() for each in pictures.paths)
     )  # a cluster's workers have another working directory
     return _Asked(artefact, work, checkpoint, pictures, notes)
+
+
+def _folder(request: EvaluateRequest) -> Path:
+    """The pictures' folder; raises DeployError where none is given and it isn't clear that it is the demo's."""
+    if request.dataset is not None:
+        return request.dataset
+    if request.checkpoint is not None:
+        raise DeployError("the demo's digits say nothing of another checkpoint; name a folder of images to evaluate on")
+    if not DEMO_IMAGES.is_dir():
+        raise DeployError("the demo's images are not installed here; name a folder of images to evaluate on")
+    return DEMO_IMAGES
 
 
 def _absolute(checkpoint: str | None) -> str | None:
@@ -221,4 +237,4 @@ def _write(request: EvaluateRequest, found: Evaluation, pictures: Pictures) -> N
     with published(html) as draft:
         text = json.dumps(found.as_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
         draft.with_name(data.name).write_text(text, encoding="utf-8")
-        draft.write_text(page(found, pictures), encoding="utf-8")
+        draft.write_bytes(page(found, pictures).encode(errors="backslashreplace"))  # the artefact's own name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -188,6 +189,28 @@ def test_the_page_needs_nothing_else_and_believes_nobody(demo: Exported, tmp_pat
     assert "prefers-color-scheme: dark" in text
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in shown.tags
     assert shown.text.index("top-1") < shown.text.index("Flips") < shown.text.index("Nearest")
+
+
+def test_names_that_are_no_text(demo: Exported, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are told in files and on the terminal as what they are."""
+    data, name = few(tmp_path / "data", 1), os.fsdecode(b"caf\xe9.png")
+    (data / "3" / "000.png").rename(data / "3" / name)
+    path = demo.copied(tmp_path)
+    ran = call("evaluate", path, data, "--workers", "1", "--verbose")
+    assert ran.status == 0, ran
+    assert "3/caf\\udce9.png" in ran.out
+    told, html = ((tmp_path / f"{path.name}.evaluation.{kind}").read_text() for kind in ("json", "html"))
+    assert any(each["name"] == "3/caf\\udce9.png" for each in strict_json(told)["worst"]["by_margin"])
+    assert "3/caf\\udce9.png" in html
+
+
+def test_without_a_folder_it_is_the_demos(demo: Exported, tmp_path: Path) -> None:
+    path = demo.copied(tmp_path)
+    found = evaluated(path, "--limit", "10")
+    assert found["dataset"]["total"] == 360
+    assert any(note.startswith("no folder given: evaluated on the demo's digits") for note in found["notes"])
+    line = refusal("evaluate", path, "--checkpoint", DEMO_CHECKPOINT, "--output", tmp_path / "other")
+    assert line.endswith("name a folder of images to evaluate on")
 
 
 def test_an_artefact_that_answers_nan(demo: Exported, tmp_path: Path) -> None:

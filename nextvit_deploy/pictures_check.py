@@ -60,7 +60,8 @@ def check_pictures(pictures: Pictures, on_step: Callable[[str], None]) -> tuple[
     """
     total, where = len(pictures), f"images in {pictures.folder}"
     if total < LEAST:
-        raise DeployError(f"only {total} {where}; calibration takes at least {LEAST}, {RECOMMENDED} are recommended")
+        taken = str(total) if total == pictures.total else f"{total} of {pictures.total}"
+        raise DeployError(f"only {taken} {where}; calibration takes at least {LEAST}, {RECOMMENDED} are recommended")
     seen = _Seen()
     for start in range(0, total, _AT_A_TIME):
         on_step(f"look at calibration images, {start} of {total}")

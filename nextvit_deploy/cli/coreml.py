@@ -71,6 +71,7 @@ Weights = Annotated[WeightChoice | None, typer.Option("--weights", help="Compres
 Activations = Annotated[
     ActivationChoice | None, typer.Option("--activations", help="Compute with int8 activations and weights; iOS 17.")
 ]
+Method = Annotated[q.MethodChoice, typer.Option("--method", help="INT8: how steps are taken from what values were.")]
 SweepAll = Annotated[bool, typer.Option("--sweep", help="Build every compression; print size against error.")]
 KeepFp32 = Annotated[bool, typer.Option(help="Keep in float32 what would overflow FP16 on the images.")]
 Swift = Annotated[Path | None, typer.Option("--swift", metavar="DIR", help="Write a self-test for the app.")]
@@ -96,7 +97,7 @@ class Int8Options:
 
     calibration: q.Calibration = None
     calibration_size: q.Size = 128
-    method: q.Method = q.MethodChoice.MINMAX
+    method: Method = q.MethodChoice.MINMAX
     equalize: q.Equalize = True
     plan: q.Plan = None
 
@@ -113,7 +114,7 @@ class Int8Options:
             plan=self.plan,
             calibration=self.calibration,
             calibration_size=self.calibration_size,
-            method=(self.method or q.MethodChoice.MINMAX).value,
+            method=self.method.value,
             equalize=self.equalize,
         )
 

@@ -97,6 +97,9 @@ class Int8Options:
         if self.budget is not None and self.plan is not None:
             msg = "--accuracy-budget and --precision-plan exclude each other; give one"
             raise typer.BadParameter(msg, param_hint="the precision")
+        if self.budget is None and (self.workers is not None or self.ray is not None):
+            msg = "--workers and --ray look for blocks to keep; add --accuracy-budget"
+            raise typer.BadParameter(msg, param_hint="the precision")
         asked = QuantizeRequest(
             calibration=self.calibration,
             size=self.calibration_size,

@@ -37,7 +37,7 @@ def refused(pictures: Pictures) -> str:
 def test_too_few_pictures_are_refused_before_any_is_read(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "few", LEAST - 1)
     assert refused(of(folder)) == (f"only 15 images in {folder}; calibration takes at least 16, 128 are recommended")
-    assert "only 4 images" in refused(of(folder, 4))
+    assert "only 4 of 15 images" in refused(of(folder, 4))
 
 
 def test_repeated_pictures_are_refused_by_name(tmp_path: Path) -> None:

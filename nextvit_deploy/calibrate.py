@@ -17,7 +17,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nextvit_deploy.cache import cache_folder
+from nextvit_deploy.cache import cache_folder, not_kept
 from nextvit_deploy.data import Pictures
 from nextvit_deploy.pictures_check import check_pictures
 from nextvit_exporters.errors import DeployError, OutputNotWritten
@@ -156,10 +156,8 @@ class _Entry:
             write()
         except (OSError, OutputNotWritten) as error:
             self.writable = False
-            reason = error.strerror if isinstance(error, OSError) else str(error).partition(" was not written: ")[2]
-            reason = (reason or "it refuses").partition(";")[0]
-            where = f"{self.folder.parent} can't be written: {reason}"
-            self.notes = (f"{where}; the calibration is not kept, and an interrupted one starts anew",)
+            why = not_kept(self.folder.parent, error)
+            self.notes = (f"{why}; the calibration is not kept, and an interrupted one starts anew",)
 
 
 def _asked(spec: ExportSpec) -> QuantizeSpec:
@@ -177,6 +175,7 @@ def _key(spec: ExportSpec, asked: QuantizeSpec, images: str, identity: str) -> s
         "graph": identity,
         "images": images,
         "input": str(spec.input),
+        "io": str(spec.io),
         "method": asked.method,
         "rounding": asked.rounding,
         "rest": asked.rest,

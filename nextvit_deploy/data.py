@@ -155,6 +155,26 @@ def readable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def enlarged(images: ImageSet, count: int, size: tuple[int, int]) -> ImageSet:
+    """``count`` of the images, from the first on and again where there are fewer, stretched to ``size``.
+
+    ``size`` is (height, width) in pixels.
+    """
+    height, width = size
+    chosen = [index % len(images) for index in range(count)]
+    pixels = np.empty((count, 3, height, width), np.uint8)
+    for place, index in enumerate(chosen):
+        picture = Image.fromarray(images.pixels[index].transpose(1, 2, 0))
+        pixels[place] = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    return ImageSet(
+        pixels=_frozen(pixels),
+        preprocessing=images.preprocessing,
+        names=tuple(images.names[index] for index in chosen),
+        labels=tuple(images.labels[index] for index in chosen),
+        source=f"{images.source}, at {height}x{width}",
+    )
+
+
 def noise_images(count: int, size: tuple[int, int], preprocessing: Preprocessing, seed: int) -> ImageSet:
     """Seeded pictures of tinted blobs and grain, spread as the pictures the checkpoint was trained on.
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from nextvit_deploy.cache import cache_folder
+from nextvit_deploy.cache import cache_folder, not_kept
 from nextvit_deploy.data import Pictures
 from nextvit_deploy.evaluate.results import ROW, Rows
 from nextvit_exporters.errors import OutputNotWritten
@@ -90,7 +90,7 @@ class Store:
             except FileNotFoundError:  # the folder was removed between two steps
                 continue
             except (OSError, OutputNotWritten) as error:
-                self.trouble = str(error)
+                self.trouble = not_kept(self.folder.parent, error)
             return
 
     def remove(self) -> None:

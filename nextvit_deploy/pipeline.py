@@ -22,6 +22,7 @@ from nextvit_deploy.origin import check_same_model, differences, read, recorded_
 from nextvit_deploy.outputs import published
 from nextvit_deploy.quantization import (
     calibration_pictures,
+    forget_plan,
     in_int8,
     knows_steps,
     pictures_for,
@@ -96,6 +97,7 @@ def export(request: Request, on_step: OnStep) -> Manifest:
             manifest = replace(manifest, precision_plan=made.plan.as_dict())
         manifest.write(manifest_path(draft))
         check_places(request, spec, path)  # something may have come in the way meanwhile
+    forget_plan(made, path)
     hand_over(request, manifest, images, original.outputs[0], on_step)
     return manifest
 
@@ -143,13 +145,15 @@ def exact_reference(
     ``source`` is the artefact, beside which an INT8 one's calibration lies.
     """
     graph, passes = rewrite(made, checkpoint, on_step)
+    meant = graph
     try:
-        graph = graph if made.quantize is None else quantize_again(made, graph, source)
-        reference = r.rounded_outputs(made, graph, cases)
+        meant = graph if made.quantize is None else quantize_again(made, graph, source)
+        reference = r.rounded_outputs(made, meant, cases)
     except NotExecutable as error:  # a verdict of one question, not the end of the others
         return None, passes, (str(error),)
     finally:
-        g.release(graph)
+        for each in (graph, meant):
+            g.release(each)
     return reference, passes, ()
 
 

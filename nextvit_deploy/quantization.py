@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.render_plan import plan_svg
 from nextvit_deploy.request import QuantizeRequest, Request
 from nextvit_exporters import graph as g
-from nextvit_exporters.errors import NotExecutable, UnsupportedSpec
+from nextvit_exporters.errors import DeployError, InvariantError, NotExecutable, UnsupportedSpec
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.quantize.calibration import Calibration
 from nextvit_exporters.quantize.quantized import quantize_graph
@@ -112,7 +113,7 @@ def _on_steps(
     asked = _asked(request)
     budget = None if asked.budget is None else Budget.parse(asked.budget)
     found, notes = calibrate(spec, graph, pictures, on_step)
-    settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest)
+    settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest, size=found.count)
     plan = _plan(request, replace(spec, quantize=settled), graph, found, budget, on_step)
     if plan is not None:
         settled = replace(settled, keep=plan.keep)
@@ -127,7 +128,7 @@ def _for_another(
     request: Request, spec: ExportSpec, graph: fx.GraphModule, pictures: Pictures, on_step: OnStep
 ) -> Quantized:
     """What a tool that chooses the steps itself is to be told: checked pictures, and the blocks to keep."""
-    asked, settled = _asked(request), replace(_quantize_spec(spec), images=pictures.fingerprint)
+    asked, settled = _asked(request), replace(_quantize_spec(spec), images=pictures.fingerprint, size=len(pictures))
     if asked.budget is not None:
         raise UnsupportedSpec(
             f"--accuracy-budget measures this tool's own steps, not those of {settled.quantizer}; plan without "
@@ -149,7 +150,18 @@ def remember(made: Quantized, artefact: Path) -> None:
     if made.found is not None:
         made.found.save(calibration_of(artefact))
     if made.plan is not None:
-        atomic_write(artefact.with_name(f"{artefact.stem}.plan.svg"), plan_svg(made.plan).encode())
+        atomic_write(_drawing_of(artefact), plan_svg(made.plan).encode())
+
+
+def forget_plan(made: Quantized, artefact: Path) -> None:
+    """Remove the picture of an earlier plan, where ``artefact`` is there again without one."""
+    if made.spec.quantize is not None and made.plan is None:
+        with suppress(OSError):
+            _drawing_of(artefact).unlink()
+
+
+def _drawing_of(artefact: Path) -> Path:
+    return artefact.with_name(f"{artefact.stem}.plan.svg")
 
 
 def bring_along(spec: ExportSpec, given: Path, artefact: Path) -> None:
@@ -168,10 +180,16 @@ def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> f
         raise NotExecutable(f"the steps in {artefact.name} are those that {asked.quantizer} chose")
     if not beside.is_file():
         raise NotExecutable(f"{beside.name} is not beside {artefact.name}; bring it along, or export again")
-    found = Calibration.load(beside)
+    try:
+        found = Calibration.load(beside)
+    except DeployError as error:
+        raise NotExecutable(str(error)) from error
     if found.digest != asked.calibration:
         raise NotExecutable(f"{beside.name} is not what {artefact.name} was made from; export again")
-    return quantize_graph(graph, asked, found)
+    try:
+        return quantize_graph(graph, asked, found)
+    except InvariantError as error:
+        raise NotExecutable(f"{beside.name} is of other weights: {error}") from error
 
 
 def _plan(

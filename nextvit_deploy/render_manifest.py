@@ -34,6 +34,8 @@ def show_manifest(console: Console, manifest: Manifest, *, verbose: bool) -> Non
         show_plan(console, PrecisionPlan.from_dict(manifest.precision_plan))
     if isinstance(int8 := manifest.built.get("int8"), Mapping):
         show_int8(console, int8, verbose=verbose)
+    elif why := manifest.built.get("int8 not estimated"):
+        console.print(f"INT8 on a T4: not estimated, {escape(str(why))}", soft_wrap=True)
     console.print("[bold]How far the saved file is from PyTorch[/]")
     for question, checks in groupby(manifest.checks, lambda check: check.question):
         _show_question(console, question, list(checks))

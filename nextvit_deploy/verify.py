@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from nextvit_deploy.compare import Comparison, compare
-from nextvit_deploy.data import ImageSet, noise_images
+from nextvit_deploy.data import ImageSet, enlarged, noise_images
 from nextvit_deploy.references import Cases, Reference, artefact_inputs, expected_of
 from nextvit_exporters import targets
 from nextvit_exporters.coreml_spec import CoreMLSpec
@@ -26,7 +26,7 @@ from nextvit_exporters.errors import DeployError, MissingExtra, NotExecutable, V
 from nextvit_exporters.executors.base import LOGITS, Array, Arrays, Executor, Observant
 from nextvit_exporters.executors.onnx_runtime import OnnxRuntime
 from nextvit_exporters.quantize.read_back import check_file
-from nextvit_exporters.spec import ExportSpec, Tolerance
+from nextvit_exporters.spec import ExportSpec, Precision, Tolerance
 
 _MOST: Final = 32
 """Images of the largest batch that is verified on."""
@@ -76,45 +76,45 @@ def cases_for(spec: ExportSpec, images: ImageSet) -> tuple[tuple[str, ImageSet],
     """The inputs to verify on: the images, and for open axes noise at other sizes, an odd one among them.
 
     An engine is verified at the ends of its ranges and between them, a Core ML package so too, or at every size it
-    enumerates.
+    enumerates. INT8 steps are made for pictures, so an INT8 artefact sees the images enlarged in place of noise.
     """
     cases = [(images.source, images)]
     h, w = spec.height, spec.width
     if spec.engine is not None:
-        return (*cases, *_cases_in(spec.engine, images))
+        return (*cases, *_cases_in(spec, spec.engine, images))
     if spec.coreml is not None:
-        return (*cases, *_cases_of(spec.coreml, images, spec.batch))
+        return (*cases, *_cases_of(spec, spec.coreml, images))
     if spec.dynamic_batch:
-        cases.append(("noise, batch 3", _noise(images, 3, h, w)))
+        cases.append(_case(spec, images, (3, h, w), "batch 3"))
     if spec.dynamic_size:
         count = 2 if spec.dynamic_batch else 1
-        cases.append((f"noise, {h + 33}x{w + 5}", _noise(images, count, h + 33, w + 5)))
-        cases.append((f"noise, {w}x{2 * h}", _noise(images, count, w, 2 * h)))
+        cases.append(_case(spec, images, (count, h + 33, w + 5)))
+        cases.append(_case(spec, images, (count, w, 2 * h)))
     return tuple(cases)
 
 
-def _cases_in(engine: EngineSpec, images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
+def _cases_in(spec: ExportSpec, engine: EngineSpec, images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
     """Noise at the ends of an engine's ranges, and at a size between; of the largest batch no more than 32 images."""
     if not engine.batch.fixed:
         for batch in sorted({engine.batch.minimum, max(engine.batch.minimum, min(engine.batch.maximum, _MOST))}):
-            yield f"noise, batch {batch}", _noise(images, batch, engine.height.optimum, engine.width.optimum)
+            yield _case(spec, images, (batch, engine.height.optimum, engine.width.optimum), f"batch {batch}")
     if engine.height.fixed and engine.width.fixed:
         return
     ranges = engine.height, engine.width
     between = [min(each.maximum, (each.minimum + each.maximum) // 2 | 1) for each in ranges]
     sizes = [(each.minimum for each in ranges), between, (each.maximum for each in ranges)]
     for height, width in dict.fromkeys(tuple(size) for size in sizes):
-        yield f"noise, {height}x{width}", _noise(images, engine.batch.minimum, height, width)
+        yield _case(spec, images, (engine.batch.minimum, height, width))
 
 
-def _cases_of(asked: CoreMLSpec, images: ImageSet, batch: int) -> Iterator[tuple[str, ImageSet]]:
+def _cases_of(spec: ExportSpec, asked: CoreMLSpec, images: ImageSet) -> Iterator[tuple[str, ImageSet]]:
     """Noise at the further sizes of a package: all that are enumerated, or the ends of its range and an odd one."""
     sizes = list(asked.sizes)
     if asked.flexible is not None:
         low, high = asked.flexible
         sizes = [(low, low), (low + 1, high), ((low + high) // 2 | 1, low), (high, high)]
     for height, width in dict.fromkeys(sizes):
-        yield f"noise, {height}x{width}", _noise(images, batch, height, width)
+        yield _case(spec, images, (spec.batch, height, width))
 
 
 def onnx_outputs(spec: ExportSpec, path: Path, cases: Cases, names: Names) -> Reference:
@@ -182,7 +182,7 @@ def _why_no_reference(spec: ExportSpec) -> str:
     if spec.quantize is None:
         return "the file doesn't say which passes and rounding made it"
     if spec.quantize.own_steps:
-        return "what it was calibrated on is not beside it"
+        return "what was found by calibrating it is not beside it"
     return f"its steps are those that {spec.quantize.quantizer} chose, which nothing else tells"
 
 
@@ -272,5 +272,10 @@ def _rows(executor: Executor, names: Names, inputs: Array) -> dict[str, Array]:
     return outputs
 
 
-def _noise(images: ImageSet, count: int, height: int, width: int) -> ImageSet:
-    return noise_images(count, (height, width), images.preprocessing, seed=height * 1000 + width)
+def _case(spec: ExportSpec, images: ImageSet, shape: tuple[int, int, int], name: str = "") -> tuple[str, ImageSet]:
+    """Inputs of another shape, (B, H, W): noise, or for INT8 the images themselves."""
+    count, height, width = shape
+    name = name or f"{height}x{width}"
+    if spec.precision is Precision.INT8:
+        return f"images, {name}", enlarged(images, count, (height, width))
+    return f"noise, {name}", noise_images(count, (height, width), images.preprocessing, seed=height * 1000 + width)

@@ -40,7 +40,7 @@ from nextvit_exporters.quantize.read_back import int8_nodes
 from nextvit_exporters.quantize_spec import QuantizeSpec
 from nextvit_exporters.spec import Artifact, ExportSpec, InputKind, Precision, Tolerance
 from nextvit_exporters.targets import Examples, Saved
-from nextvit_exporters.tensorrt.int8_cost import estimate
+from nextvit_exporters.tensorrt.int8_cost import estimated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -280,7 +280,7 @@ def _facts(model: onnx.ModelProto, provenance: object) -> dict[str, object]:
     spec = provenance.get("spec") if isinstance(provenance, Mapping) else None
     asked = spec.get("quantize") if isinstance(spec, Mapping) else None
     for_tensorrt = isinstance(asked, Mapping) and asked.get("rest") == str(Precision.FP16)
-    return {"int8": estimate(model).as_dict()} if for_tensorrt else {}
+    return estimated(model) if for_tensorrt else {}
 
 
 def _tells_of_int8(provenance: object) -> bool:

@@ -34,7 +34,7 @@ from nextvit_exporters.targets import Examples, Saved
 from nextvit_exporters.tensorrt.backends import backend, check_precision, gpu, load
 from nextvit_exporters.tensorrt.builder import BuiltEngine, build_engine
 from nextvit_exporters.tensorrt.header import read_header
-from nextvit_exporters.tensorrt.int8_cost import estimate
+from nextvit_exporters.tensorrt.int8_cost import estimated
 from nextvit_exporters.tensorrt.kernels import EngineReport, check_dtypes, read_log
 from nextvit_exporters.tensorrt.onnx_input import check_onnx, read_onnx
 from nextvit_exporters.tensorrt.report import describe
@@ -298,17 +298,18 @@ def read(path: Path) -> Saved:
     made = to_onnx.read(beside)
     facts = describe(header, report)
     if origin.precision is Precision.INT8:
-        facts = facts | {"int8": _estimate(read_onnx(beside), origin.spec)}
+        facts = facts | _estimate(read_onnx(beside), origin.spec)
     return Saved(made.provenance, report.count(), dtypes, "kernels", made.without_provenance, facts)
 
 
 def _estimate(model: onnx.ModelProto, spec: EngineSpec) -> dict[str, object]:
     """What INT8 costs and saves on a T4 at the sizes that the engine is tuned for."""
-    (image,) = model.graph.input
+    constants = {tensor.name for tensor in model.graph.initializer}
+    image = next(value for value in model.graph.input if value.name not in constants)
     batch, height, width = spec.optimum
     last = [dim.dim_value for dim in image.type.tensor_type.shape.dim][-1:] == [3]
     shape = (batch, height, width, 3) if last else (batch, 3, height, width)
-    return estimate(model, {image.name: shape}).as_dict()
+    return estimated(model, {image.name: shape})
 
 
 def _dtypes(report: EngineReport, asked: Precision) -> str:

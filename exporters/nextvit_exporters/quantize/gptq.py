@@ -65,7 +65,10 @@ def _factor(gram: Tensor, damping: float) -> Tensor:
     alive = diagonal > 0
     damped = gram.clone()
     damped.diagonal().add_(torch.where(alive, damping * diagonal[alive].mean(), torch.ones_like(diagonal)))
-    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    lower, wrong = torch.linalg.cholesky_ex(damped)
+    if bool(wrong):
+        raise InvariantError("the products of a map's inputs are not positive definite; calibrate on more pictures")
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     return factor
 
 

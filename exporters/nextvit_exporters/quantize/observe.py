@@ -75,7 +75,7 @@ class Observer:
     """Sums over images of what a placement asks of a graph.
 
     ``graph`` is the float64 graph behind the passes; it is run as a copy in ``dtype``. With ``grams`` the products of
-    pairs are kept too. Sums are the same bits for the same batches in the same order; steps don't depend on either.
+    pairs are kept too. Sums are the same bits for the same batches in the same order on as many threads.
     Raises InvariantError for a placement without maps.
     """
 

@@ -74,7 +74,8 @@ def quantize_graph(graph: fx.GraphModule, spec: QuantizeSpec, found: Calibration
     numbers are not those of this graph's weights.
     """
     placed = placement(graph, spec.keep)
-    if missing := [name for name in placed.tensors if name not in found.steps]:
+    known = found.steps.keys() | found.means.keys()
+    if missing := [name for name in (*placed.tensors, *placed.maps) if name not in known]:
         raise InvariantError(f"{missing[0]} was not calibrated; calibrate again")
     result = g.clone(graph)
     for name in placed.maps:

@@ -38,6 +38,7 @@ from typing import Any, Final
 import onnx
 from onnx import TensorProto
 
+from nextvit_exporters.errors import BuildFailed
 from nextvit_exporters.tensorrt.int8_advice import DOUBTFUL, ESTIMATE, GO, NO_GO, WORTH, advise
 from nextvit_exporters.tensorrt.int8_graph import CONVOLUTIONS, FLOATS, LAYERS, Graph, Kernel, Op, Reading, read_graph
 
@@ -208,6 +209,14 @@ def estimate(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None 
         notes.append(f"the file leaves axes open; taken as {', '.join(graph.opened)}")
     layers = _layers(plan, half)
     return Int8Cost(layers, conversions, plan.islands(), tuple(totals), len(plan.kernels) - len(layers), tuple(notes))
+
+
+def estimated(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, object]:
+    """The estimate as a file's facts hold it, ``int8``, or why there is none, ``int8 not estimated``."""
+    try:
+        return {"int8": estimate(model, shapes).as_dict()}
+    except BuildFailed as error:
+        return {"int8 not estimated": str(error)}
 
 
 def _layers(plan: _Plan, half: _Plan) -> tuple[Layer, ...]:

@@ -231,6 +231,8 @@ def _saturated(budget: Budget, chosen: Measurement, seen: Costs) -> tuple[str, .
 def _fields(path: Path) -> Mapping[str, object]:
     """The plan's own object; raises OSError or ValueError."""
     value: object = json.loads(path.read_bytes(), parse_constant=_refuse)
+    if isinstance(value, Mapping) and "artifact" in value and KEY not in value:
+        raise ValueError("it is the manifest of an artefact that was made without one")
     inner = value.get(KEY, value) if isinstance(value, Mapping) else value
     if not isinstance(inner, Mapping):
         raise ValueError("it is no JSON object")  # noqa: TRY004 - the file is wrong, not a type in the program

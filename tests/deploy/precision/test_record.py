@@ -137,6 +137,12 @@ def test_a_plan_that_leaves_nothing_in_int8_is_refused(network: Network, tmp_pat
         read_plan(tmp_path / "plan.json", network.spec, network.graph)
 
 
+def test_a_manifest_without_a_plan_is_told_as_one(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "plain.json").write_text('{"schema": 1, "artifact": {"file": "plain.onnx"}}')
+    with pytest.raises(UnsupportedSpec, match="plan: it is the manifest of an artefact that was made without one; "):
+        read_plan(tmp_path / "plain.json", network.spec, network.graph)
+
+
 def test_a_file_that_is_not_there_is_named(network: Network, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSpec) as refused:
         read_plan(tmp_path / "none.json", network.spec, network.graph)

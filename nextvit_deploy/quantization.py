@@ -112,9 +112,14 @@ def _on_steps(
     """Calibrate ``graph``, decide what stays in floating point, and bring the rest onto steps."""
     asked = _asked(request)
     budget = None if asked.budget is None else Budget.parse(asked.budget)
+    judged = None if budget is None else _judged(request, spec)
+    plan = None if asked.plan is None else read_plan(asked.plan, spec, graph)
     found, notes = calibrate(spec, graph, pictures, on_step)
     settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest, size=found.count)
-    plan = _plan(request, replace(spec, quantize=settled), graph, found, budget, on_step)
+    if budget is not None and judged is not None:
+        scan = ScanRequest(request.checkpoint, request.ema, asked.workers, asked.ray)
+        plan = plan_precision(replace(spec, quantize=settled), graph, found, judged, budget, scan, on_step)
+        notes = (*notes, *seen_before(judged, pictures))
     if plan is not None:
         settled = replace(settled, keep=plan.keep)
     notes = tuple(dict.fromkeys((*_said(asked), *notes)))
@@ -192,28 +197,24 @@ def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> f
         raise NotExecutable(f"{beside.name} is of other weights: {error}") from error
 
 
-def _plan(
-    request: Request,
-    spec: ExportSpec,
-    graph: fx.GraphModule,
-    found: Calibration,
-    budget: Budget | None,
-    on_step: OnStep,
-) -> PrecisionPlan | None:
-    asked = _asked(request)
-    if asked.plan is not None:
-        return read_plan(asked.plan, spec, graph)
-    if budget is None:
-        return None
-    _, pictures = pictures_for(request, spec)
+def _judged(request: Request, spec: ExportSpec) -> Pictures:
+    """The pictures that a budget is measured on; raises UnsupportedSpec where there are none."""
     if request.images is not None:
-        pictures = find_pictures(request.images, asked.judged, (spec.height, spec.width), spec.preprocessing)
+        return find_pictures(request.images, _asked(request).judged, (spec.height, spec.width), spec.preprocessing)
+    _, pictures = pictures_for(request, spec)
     if pictures is None:
         raise UnsupportedSpec(
             "--accuracy-budget needs pictures that nothing was calibrated on; give some with --images DIR"
         )
-    scan = ScanRequest(request.checkpoint, request.ema, asked.workers, asked.ray)
-    return plan_precision(spec, graph, found, pictures, budget, scan, on_step)
+    return pictures
+
+
+def seen_before(judged: Pictures, calibrated: Pictures) -> tuple[str, ...]:
+    """A note where a budget is measured on files that were calibrated on, which tell less of others."""
+    known = {path.resolve() for path in calibrated.paths}
+    again = sum(path.resolve() in known for path in judged.paths)
+    note = f"{again} of the {len(judged)} images that the budget is measured on were calibrated on; give others"
+    return (f"{note} with --images",) if again else ()
 
 
 def _asked(request: Request) -> QuantizeRequest:

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from nextvit_deploy.cache import VARIABLE
+from nextvit_deploy.quantization import seen_before
 from nextvit_models.demo import DEMO_IMAGES
 from tests.deploy.support import refusal, weights
-from tests.deploy.support_calibrate import folder_of, pixels_of
+from tests.deploy.support_calibrate import folder_of, of, pixels_of
 
 Maker = Callable[[Path], Path]
 
@@ -77,6 +78,11 @@ def torn(folder: Path) -> Path:
     picture = folder_of(folder, 20) / "0" / "002.png"
     picture.write_bytes(picture.read_bytes()[:60])
     return folder
+
+
+def torn_plan(path: Path) -> Path:
+    path.write_text('{"precision_plan": ', encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize(
@@ -160,3 +166,30 @@ def test_a_file_that_is_there_already_is_not_quantized(tmp_path: Path, cache: Pa
 )
 def test_what_can_not_be_had_is_refused(tmp_path: Path, cache: Path, options: tuple[str, ...], says: str) -> None:
     assert says in nothing_came_of(tmp_path, cache, "onnx", "--int8", *options)
+
+
+@pytest.mark.parametrize("make", [absent, torn_plan])
+def test_a_plan_that_is_none_is_refused_before_anything_is_calibrated(tmp_path: Path, cache: Path, make: Maker) -> None:
+    plan = make(tmp_path / "plan.json")
+    assert str(plan) in nothing_came_of(tmp_path, cache, "onnx", "--int8", "--precision-plan", plan)
+
+
+def test_a_budget_needs_pictures_to_be_measured_on_before_anything_is_calibrated(tmp_path: Path, cache: Path) -> None:
+    options = "--calibration", DEMO_IMAGES, "--accuracy-budget", "30dB"
+    assert nothing_came_of(tmp_path, cache, "onnx", "--int8", *options) == (
+        "--accuracy-budget needs pictures that nothing was calibrated on; give some with --images DIR"
+    )
+
+
+def test_a_budget_measured_on_what_was_calibrated_on_is_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", 6)
+    others = folder_of(tmp_path / "others", 4)
+    (tmp_path / "link").symlink_to(folder)
+    six, four, again = of(folder), of(folder, 4), of(tmp_path / "link", 4)
+    for judged in (four, again):
+        assert seen_before(judged, six) == (
+            "4 of the 4 images that the budget is measured on were calibrated on; give others with --images",
+        )
+    (note,) = seen_before(six, four)
+    assert note.startswith("4 of the 6 images ")
+    assert seen_before(of(others), six) == ()

@@ -94,8 +94,10 @@ class OnnxAsBefore:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    def build(self, spec: object, module: object, path: Path, provenance: object, on_step: object) -> Artifact:
-        del spec, module, provenance, on_step
+    def build(
+        self, spec: object, module: object, path: Path, provenance: object, on_step: object, examples: object
+    ) -> Artifact:
+        del spec, module, provenance, on_step, examples
         atomic_write(path, self.data)
         return Artifact(path, sha256_of(path), path.stat().st_size)
 

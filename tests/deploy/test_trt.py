@@ -314,7 +314,7 @@ def test_interrupted_while_tensorrt_builds(
         (("--backend", "rtx"), 2, "Invalid value for '--backend': "),
         (("--fp16", "--int8"), 2, "Invalid value for the precision: --fp16 and --int8 exclude each other; give one"),
         (("--fp32", "--fp16"), 2, "Invalid value for the precision: --fp16 and --fp32 exclude each other; give one"),
-        (("--int8",), 2, "Invalid value for '--int8': INT8 needs a quantized graph; give one with --onnx FILE"),
+        (("--rounding", "gptq"), 2, "Invalid value for the precision: what INT8 is told needs --int8, and"),
         (("--uint8-nhwc", "--input", "float"), 2, "Invalid value for the input: --uint8-nhwc and --input float "),
     ],
 )

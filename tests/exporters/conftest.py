@@ -3,10 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nextvit_exporters.spec import ExportSpec
-
-pytest.register_assert_rewrite("tests.exporters.exports", "tests.exporters.mutations", "tests.exporters.passes_harness")
-
-from tests.exporters.exports import Export, Exported, export  # noqa: E402 - behind the registration
+from tests.exporters.exports import Export, Exported, export
 
 
 @pytest.fixture(scope="session")

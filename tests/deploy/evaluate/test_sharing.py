@@ -57,7 +57,15 @@ def kept(cache: Path) -> list[Path]:
 
 def crew(parent: int) -> list[psutil.Process]:
     """The workers that a command started."""
-    return [each for each in psutil.Process(parent).children() if "spawn_main" in " ".join(each.cmdline())]
+    return [each for each in psutil.Process(parent).children() if "spawn_main" in command_of(each)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Nothing of one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # which a process that nobody waited for yet is too
+        return ""
 
 
 def test_a_worker_that_is_killed_loses_nothing(

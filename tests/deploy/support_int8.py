@@ -77,7 +77,7 @@ def is_proven(manifest: Json) -> bool:
 
 
 def parted(base: Path) -> tuple[Path, Path, Path]:
-    """The demo's pictures in class folders: 128 to calibrate on, the 232 others, and 40 of those; copied once."""
+    """The demo's pictures in class folders: 128 to calibrate on, the 232 others, and 20 of those; copied once."""
     known, unseen, few = (base / name for name in ("known", "unseen", "few"))
     if not known.exists():
         some, others = split(pictures_of(DEMO_IMAGES), 128)
@@ -85,14 +85,14 @@ def parted(base: Path) -> tuple[Path, Path, Path]:
         _copy(others, unseen)
         for each in sorted(unseen.iterdir()):
             (few / each.name).mkdir(parents=True)
-            for picture in sorted(each.iterdir())[:4]:
+            for picture in sorted(each.iterdir())[:2]:
                 shutil.copy(picture, few / each.name)
     return known, unseen, few
 
 
-def pictures_of(folder: Path) -> Pictures:
-    """All pictures of a folder, as the demo's checkpoint wants them."""
-    return find_pictures(folder, None, (64, 64), load_checkpoint(DEMO_CHECKPOINT).preprocessing)
+def pictures_of(folder: Path, limit: int | None = None) -> Pictures:
+    """The pictures of a folder, or so many of them, as the demo's checkpoint wants them."""
+    return find_pictures(folder, limit, (64, 64), load_checkpoint(DEMO_CHECKPOINT).preprocessing)
 
 
 def _copy(pictures: Pictures, folder: Path) -> None:

@@ -13,6 +13,7 @@ from nextvit_deploy.coreml_int8 import Inputs, with_calibration
 from nextvit_deploy.coreml_int8 import calibration_pictures as int8_pictures
 from nextvit_deploy.data import ImageSet, Pictures, find_pictures
 from nextvit_deploy.pictures_check import check_pictures
+from nextvit_deploy.precision.answers import right_answers
 from nextvit_deploy.precision.budget import Budget
 from nextvit_deploy.precision.plan import PrecisionPlan, ScanRequest, plan_precision, read_plan
 from nextvit_deploy.references import artefact_inputs
@@ -113,6 +114,8 @@ def _on_steps(
     asked = _asked(request)
     budget = None if asked.budget is None else Budget.parse(asked.budget)
     judged = None if budget is None else _judged(request, spec)
+    if budget is not None and judged is not None:
+        right_answers(judged, spec, budget)  # refuses what can't be judged, before minutes are spent
     plan = None if asked.plan is None else read_plan(asked.plan, spec, graph)
     found, notes = calibrate(spec, graph, pictures, on_step)
     settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest, size=found.count)

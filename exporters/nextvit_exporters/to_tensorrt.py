@@ -124,6 +124,13 @@ def check_spec(spec: ExportSpec) -> None:
     tensorrt_passes(spec.pass_set, dynamic_size=spec.dynamic_size)  # refuses a set that isn't there
     chosen = backend(spec.engine.backend)
     check_precision(chosen, gpu(spec.engine.gpu), spec.precision)
+    if spec.quantize is not None and spec.rest is Precision.FP32:
+        try:
+            check_precision(chosen, gpu(spec.engine.gpu), spec.rest)
+        except UnsupportedSpec as error:
+            raise UnsupportedSpec(
+                "the file computes in float32 beside INT8, which can't be built here; export it with --for tensorrt-10"
+            ) from error
     if spec.engine.timing_cache is not None and chosen.without_timings:
         raise UnsupportedSpec(f"{chosen.name} takes no timing cache: {chosen.without_timings}; drop --timing-cache")
     known = {each.name for each in PASSES}

@@ -62,6 +62,9 @@ Budget = Annotated[
 Plan = Annotated[
     Path | None, typer.Option("--precision-plan", metavar="FILE", help="INT8: keep the blocks of an earlier manifest.")
 ]
+PlanImages = Annotated[
+    int, typer.Option("--plan-images", min=1, metavar="N", help="INT8: how many of --images the budget is measured on.")
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, metavar="N", help="INT8: processes that look for blocks to keep.")
 ]
@@ -81,6 +84,7 @@ class Int8Options:
     quantizer: Quantizer = QuantizerChoice.ONNXRUNTIME
     budget: Budget = None
     plan: Plan = None
+    plan_images: PlanImages = 64
     workers: Workers = None
     ray: Ray = None
 
@@ -97,8 +101,9 @@ class Int8Options:
         if self.budget is not None and self.plan is not None:
             msg = "--accuracy-budget and --precision-plan exclude each other; give one"
             raise typer.BadParameter(msg, param_hint="the precision")
-        if self.budget is None and (self.workers is not None or self.ray is not None):
-            msg = "--workers and --ray look for blocks to keep; add --accuracy-budget"
+        scanning = self.workers, self.ray, self.plan_images
+        if self.budget is None and scanning != (None, None, Int8Options().plan_images):
+            msg = "--workers, --ray and --plan-images look for blocks to keep; add --accuracy-budget"
             raise typer.BadParameter(msg, param_hint="the precision")
         asked = QuantizeRequest(
             calibration=self.calibration,
@@ -110,6 +115,7 @@ class Int8Options:
             quantizer=self.quantizer.value,
             budget=self.budget,
             plan=self.plan,
+            judged=self.plan_images,
             workers=self.workers,
             ray=self.ray,
         )

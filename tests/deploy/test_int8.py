@@ -245,6 +245,13 @@ def test_an_engine_from_a_file_of_ours(paired: Exported, tmp_path: Path) -> None
 
 
 @needs_tensorrt
+def test_no_engine_from_a_file_with_float32_beside_int8(plain: Exported, tmp_path: Path) -> None:
+    line = refusal("trt", "--int8", "--onnx", plain.path, "--output", tmp_path / "out")
+    assert line.startswith("the file computes in float32 beside INT8, which can't be built here; export it")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tensorrt
 def test_a_kit_with_open_batch_raw_pixels_and_half_at_the_ends(tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     options = "--batch", "1:2:4", "--input", "uint8", "--io", "fp16", "--kit", kit

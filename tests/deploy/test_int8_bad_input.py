@@ -114,6 +114,19 @@ def test_a_checkpoint_of_ones_own_needs_pictures_of_ones_own(tmp_path: Path, cac
         )
 
 
+def test_a_budget_in_points_needs_classes(tmp_path: Path, cache: Path) -> None:
+    """Refused before anything is calibrated."""
+    judged = tmp_path / "judged"
+    judged.mkdir()
+    for path in sorted((DEMO_IMAGES / "3").glob("*.png"))[:4]:
+        (judged / path.name).write_bytes(path.read_bytes())
+    options = "--accuracy-budget", "0.5", "--images", judged
+    line = nothing_came_of(tmp_path, cache, "onnx", "--int8", *options)
+    assert line.startswith(
+        f"a budget of 0.5pt counts right answers, and the images of {judged} are in no class folders"
+    )
+
+
 def test_the_demo_keeps_some_to_judge_on(tmp_path: Path, cache: Path) -> None:
     assert nothing_came_of(tmp_path, cache, "onnx", "--int8", "--calibration-size", "360") == (
         "there are 360 pictures, some of which are for judging the result; calibrate on 359 at most"

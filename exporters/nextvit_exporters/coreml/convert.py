@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from nextvit_exporters import graph as g
-from nextvit_exporters.coreml.loading import coremltools, heard
+from nextvit_exporters.coreml.loading import coremltools, heard, part
 from nextvit_exporters.coreml.overflow import name_of
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
@@ -70,6 +70,7 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
         program = _export(spec, graph)
         sources = _rename(program, scopes) | _parameters(program, graph)
         kept = {node.name for node in graph.graph.nodes if name_of(node) in asked.keep_fp32}
+        _count_anew()
         try:
             model = ct.convert(
                 program,
@@ -83,6 +84,13 @@ def to_model(spec: ExportSpec, module: fx.GraphModule) -> Converted:
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
             raise BuildFailed(_why(error)) from error
     return Converted(model, {name: scopes[source] for name, source in sources.items()})
+
+
+def _count_anew() -> None:
+    """Let coremltools number the operations it makes from zero; else names depend on what this process made before."""
+    counted: dict[str, int] | None = getattr(part("converters.mil.mil.builder").Builder, "name_count", None)
+    if counted is not None:
+        counted.clear()
 
 
 def _why(error: Exception) -> str:

@@ -24,7 +24,7 @@ from nextvit_exporters.errors import DeployError, OutputNotWritten
 from nextvit_exporters.quantize.calibration import SCHEMA, Calibration
 from nextvit_exporters.quantize.sealed import read_sealed, write_sealed
 from nextvit_exporters.quantize_spec import QuantizeSpec
-from nextvit_exporters.spec import ExportSpec
+from nextvit_exporters.spec import ExportSpec, quantize_of
 
 if TYPE_CHECKING:
     from torch import fx
@@ -56,7 +56,7 @@ def calibrate(
     """
     from nextvit_exporters.quantize.identity import graph_hash
 
-    asked = _asked(spec)
+    asked = quantize_of(spec)
     source = f"calibrated on {len(pictures)} of {pictures.total} images in {pictures.folder.resolve().name}"
     on_step("look for an earlier calibration")
     images, identity = pictures.fingerprint, graph_hash(graph)
@@ -160,12 +160,6 @@ class _Entry:
             self.notes = (f"{why}; the calibration is not kept, and an interrupted one starts anew",)
 
 
-def _asked(spec: ExportSpec) -> QuantizeSpec:
-    if spec.quantize is None:
-        raise ValueError("the spec asks for no INT8")
-    return spec.quantize
-
-
 def _key(spec: ExportSpec, asked: QuantizeSpec, images: str, identity: str) -> str:
     """SHA-256 over everything that what is found depends on."""
     import torch
@@ -200,7 +194,7 @@ def _see_all(spec: ExportSpec, observer: Observer, pictures: Pictures, entry: _E
 
     from nextvit_deploy.references import graph_inputs
 
-    total, method = len(pictures), _asked(spec).method
+    total, method = len(pictures), quantize_of(spec).method
     while observer.count < total:
         on_step(f"calibrate, {observer.count} of {total} images")
         images = pictures.read(observer.count, observer.count + AT_A_TIME)

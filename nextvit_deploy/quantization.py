@@ -24,8 +24,7 @@ from nextvit_exporters.errors import DeployError, InvariantError, NotExecutable,
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.quantize.calibration import Calibration
 from nextvit_exporters.quantize.quantized import quantize_graph
-from nextvit_exporters.quantize_spec import QuantizeSpec
-from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.spec import ExportSpec, quantize_of
 from nextvit_models.demo import DEMO_CHECKPOINT, DEMO_IMAGES
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def _on_steps(
         right_answers(judged, spec, budget)  # refuses what can't be judged, before minutes are spent
     plan = None if asked.plan is None else read_plan(asked.plan, spec, graph)
     found, notes = calibrate(spec, graph, pictures, on_step)
-    settled = replace(_quantize_spec(spec), images=found.images, calibration=found.digest, size=found.count)
+    settled = replace(quantize_of(spec), images=found.images, calibration=found.digest, size=found.count)
     if budget is not None and judged is not None:
         scan = ScanRequest(request.checkpoint, request.ema, asked.workers, asked.ray)
         plan = plan_precision(replace(spec, quantize=settled), graph, found, judged, budget, scan, on_step)
@@ -136,7 +135,7 @@ def _for_another(
     request: Request, spec: ExportSpec, graph: fx.GraphModule, pictures: Pictures, on_step: OnStep
 ) -> Quantized:
     """What a tool that chooses the steps itself is to be told: checked pictures, and the blocks to keep."""
-    asked, settled = _asked(request), replace(_quantize_spec(spec), images=pictures.fingerprint, size=len(pictures))
+    asked, settled = _asked(request), replace(quantize_of(spec), images=pictures.fingerprint, size=len(pictures))
     if asked.budget is not None:
         raise UnsupportedSpec(
             f"--accuracy-budget measures this tool's own steps, not those of {settled.quantizer}; plan without "
@@ -183,7 +182,7 @@ def quantize_again(spec: ExportSpec, graph: fx.GraphModule, artefact: Path) -> f
 
     Raises NotExecutable where that is gone or another artefact's, and where another tool chose the steps.
     """
-    asked, beside = _quantize_spec(spec), calibration_of(artefact)
+    asked, beside = quantize_of(spec), calibration_of(artefact)
     if not asked.own_steps:
         raise NotExecutable(f"the steps in {artefact.name} are those that {asked.quantizer} chose")
     if not beside.is_file():
@@ -224,9 +223,3 @@ def _asked(request: Request) -> QuantizeRequest:
     if request.quantize is None:
         raise ValueError("the request asks for no INT8")
     return request.quantize
-
-
-def _quantize_spec(spec: ExportSpec) -> QuantizeSpec:
-    if spec.quantize is None or spec.precision is not Precision.INT8:
-        raise ValueError("the spec asks for no INT8")
-    return spec.quantize

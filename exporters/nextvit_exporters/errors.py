@@ -36,6 +36,7 @@ __all__ = [
     "UnsafeCheckpoint",
     "UnsupportedSpec",
     "VerificationFailed",
+    "first_line",
 ]
 
 
@@ -57,3 +58,8 @@ class VerificationFailed(DeployError):
 
 class NotExecutable(DeployError):
     """What would have to be executed can't be here; the verdict is ``not verified``, with this message."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

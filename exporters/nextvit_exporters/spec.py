@@ -183,6 +183,13 @@ class ExportSpec:
             raise UnsupportedSpec(msg) from error
 
 
+def quantize_of(spec: ExportSpec) -> QuantizeSpec:
+    """How the spec's graph is quantized; raises ValueError where it isn't."""
+    if spec.quantize is None:
+        raise ValueError("the spec asks for no INT8")
+    return spec.quantize
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """How far an output may be from its reference: the worst relative root mean square error."""

@@ -19,7 +19,7 @@ from io import StringIO
 from typing import Any, Final, TextIO, cast
 
 from nextvit_deploy.evaluate.pool import Deaths, Done, Failure, Result, Task, attempt
-from nextvit_exporters.errors import DeployError, MissingExtra
+from nextvit_exporters.errors import DeployError, MissingExtra, first_line
 
 _AUTO: Final = "auto"
 _PATIENCE: Final = 5.0
@@ -76,7 +76,7 @@ class RayCluster:
                 "nextvit-deploy on its machines"
             ) from error
         except ray.exceptions.RayError as error:  # the worker, its machine or what it answered is gone
-            deaths.add(index, f"Ray says: {_first_line(error)}")
+            deaths.add(index, f"Ray says: {first_line(error)}")
             return None
         if isinstance(answer, Failure):
             raise answer.error()
@@ -105,7 +105,7 @@ def _connected(address: str) -> Iterator[Any]:
                 warnings.simplefilter("ignore")  # of changes in Ray to come
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
-            raise DeployError(f"{_unreachable(address, _first_line(error))}, or {_LET_IN}") from error
+            raise DeployError(f"{_unreachable(address, first_line(error))}, or {_LET_IN}") from error
         try:
             yield ray
         finally:
@@ -181,10 +181,6 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _last_line(error: Exception) -> str:

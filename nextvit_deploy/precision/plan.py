@@ -17,11 +17,11 @@ from nextvit_deploy.data import Pictures
 from nextvit_deploy.precision.answers import right_answers
 from nextvit_deploy.precision.budget import Budget, decibels
 from nextvit_deploy.precision.record import BlockPlan, Measurement, PrecisionPlan
-from nextvit_deploy.precision.scan import Cost, Costs, Judged, OnStep, Scanner, ScanRequest, quantize_of
+from nextvit_deploy.precision.scan import Cost, Costs, Judged, OnStep, Scanner, ScanRequest
 from nextvit_exporters.errors import UnsupportedSpec
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.quantize.calibration import Calibration
-from nextvit_exporters.spec import ExportSpec, Precision
+from nextvit_exporters.spec import ExportSpec, Precision, quantize_of
 
 if TYPE_CHECKING:
     from torch import fx

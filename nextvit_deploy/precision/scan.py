@@ -25,8 +25,7 @@ from nextvit_deploy.evaluate.pool import keep, pool
 from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.files import not_written
 from nextvit_exporters.quantize.calibration import Calibration
-from nextvit_exporters.quantize_spec import QuantizeSpec
-from nextvit_exporters.spec import ExportSpec
+from nextvit_exporters.spec import ExportSpec, quantize_of
 
 if TYPE_CHECKING:
     from nextvit_exporters.quantize.sensitivity import BlockwiseInt8
@@ -168,13 +167,6 @@ class Elsewhere:
         blockwise = BlockwiseInt8(graph, quantize_of(self.spec), found)
         g.release(graph)
         yield blockwise
-
-
-def quantize_of(spec: ExportSpec) -> QuantizeSpec:
-    """How the spec's graph is quantized; raises ValueError where it isn't."""
-    if spec.quantize is None:
-        raise ValueError("the spec asks for no INT8")
-    return spec.quantize
 
 
 @dataclass(frozen=True, slots=True, eq=False)

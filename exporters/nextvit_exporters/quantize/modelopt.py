@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec
+from nextvit_exporters.errors import BuildFailed, MissingExtra, UnsupportedSpec, first_line
 from nextvit_exporters.executors.base import Array, Arrays
 from nextvit_exporters.onnx_names import name_nodes
 
@@ -92,7 +92,7 @@ def quantize_with_modelopt(
     try:
         onnx.checker.check_model(made, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BuildFailed(f"the ONNX checker refused what ModelOpt made: {_first_line(error)}") from error
+        raise BuildFailed(f"the ONNX checker refused what ModelOpt made: {first_line(error)}") from error
     return made
 
 
@@ -147,7 +147,7 @@ def _quantize(model: onnx.ModelProto, batches: Sequence[Arrays], kept: Sequence[
             )
             return onnx.load(str(target))
         except Exception as error:  # whatever ModelOpt, ONNX Runtime and protobuf raise
-            raise BuildFailed(f"ModelOpt refused the graph: {_first_line(error)}") from error
+            raise BuildFailed(f"ModelOpt refused the graph: {first_line(error)}") from error
 
 
 @contextmanager
@@ -207,7 +207,3 @@ def _check_quantized(model: onnx.ModelProto, kept: Collection[str]) -> None:
     wrong = sorted(int8 & set(kept))
     if wrong:
         raise BuildFailed(f"ModelOpt quantized {wrong[0]}, which was to be kept; use the other quantizer")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from nextvit_exporters.errors import DeployError, OutputNotWritten
+from nextvit_exporters.errors import DeployError, OutputNotWritten, first_line
 from nextvit_exporters.files import atomic_path
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -45,7 +45,7 @@ def write_sealed(path: Path, arrays: Arrays, facts: Mapping[str, str]) -> None:
         try:
             save_file(contiguous, sibling, {_FACTS: json.dumps(told, sort_keys=True)})
         except SafetensorError as error:  # which is what its writer makes of a full disk
-            raise OutputNotWritten(f"{path} was not written: {_first_line(error)}; choose another output") from error
+            raise OutputNotWritten(f"{path} was not written: {first_line(error)}; choose another output") from error
 
 
 def read_sealed(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -57,7 +57,7 @@ def read_sealed(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
             strange = next((name for name in names if file.get_slice(name).get_dtype() not in _DTYPES), None)
             arrays = {} if strange else {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
-        raise DeployError(f"{path} can't be read: {_first_line(error)}; calibrate again") from error
+        raise DeployError(f"{path} can't be read: {first_line(error)}; calibrate again") from error
     if strange:
         raise DeployError(f"{path} holds {strange} in numbers of another type; calibrate again")
     if facts.pop(_DIGEST, None) != digest_of(arrays, facts):
@@ -72,7 +72,3 @@ def _facts(metadata: Mapping[str, str]) -> dict[str, str]:
     except (RecursionError, ValueError):
         return {}
     return {name: fact for name, fact in facts.items() if isinstance(fact, str)} if isinstance(facts, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

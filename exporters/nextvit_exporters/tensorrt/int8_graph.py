@@ -16,7 +16,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from nextvit_exporters.errors import BuildFailed
+from nextvit_exporters.errors import BuildFailed, first_line
 
 LAYERS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention"})
 """What multiplies and adds up: convolutions and matrix products."""
@@ -273,7 +273,7 @@ def read_graph(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | Non
             skeleton = inliner.inline_local_functions(skeleton)
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
-        raise BuildFailed(f"the file's shapes can't be inferred: {_first_line(error)}") from error
+        raise BuildFailed(f"the file's shapes can't be inferred: {first_line(error)}") from error
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     sizes = {each.name: shape for each in values if (shape := _shape(each.type.tensor_type)) is not None}
     sizes |= {each.name: tuple(each.dims) for each in inferred.graph.initializer}
@@ -360,7 +360,3 @@ def _shape(kind: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:
 
 def _name(node: onnx.NodeProto) -> str:
     return node.name or (node.output[0] if node.output else node.op_type)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from nextvit_exporters.errors import BuildFailed, UnsupportedSpec
+from nextvit_exporters.errors import BuildFailed, UnsupportedSpec, first_line
 from nextvit_exporters.executors.onnx_float import tensor_types
 from nextvit_exporters.spec import Precision
 from nextvit_exporters.tensorrt.backends import Backend
@@ -29,13 +29,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
         nodes = len(model.graph.node)
     except Exception as error:  # protobuf's own errors share no public base class
-        raise BuildFailed(f"{path.name} is not an ONNX file: {_first_line(error)}") from error
+        raise BuildFailed(f"{path.name} is not an ONNX file: {first_line(error)}") from error
     if not nodes:
         raise BuildFailed(f"{path.name} is not an ONNX file, or holds no operations")
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # the checker's, the system's, or numpy's
-        raise BuildFailed(f"the data beside {path.name} can't be read: {_first_line(error)}") from error
+        raise BuildFailed(f"the data beside {path.name} can't be read: {first_line(error)}") from error
     _check_filled(model, path.name)
     return model
 
@@ -115,7 +115,3 @@ def _check_filled(model: onnx.ModelProto, name: str) -> None:
         except Exception as error:  # numpy's and onnx's own, of many kinds
             shape = list(tensor.dims)
             raise BuildFailed(f"{name}: the numbers of {tensor.name} do not fill its shape {shape}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from nextvit_exporters import graph as g
 from nextvit_exporters.errors import InvariantError
 from nextvit_exporters.passes import algebra
 from nextvit_exporters.precision.fp16 import round_constants
-from nextvit_exporters.quantize.bias import corrected_bias
+from nextvit_exporters.quantize.bias import certify_bias, corrected_bias
 from nextvit_exporters.quantize.calibration import Calibration, Float64s, Int8s
 from nextvit_exporters.quantize.gptq import MOST_STEPS
 from nextvit_exporters.quantize.placement import Map, Placement, placement, source
@@ -159,12 +159,14 @@ def _on_steps(name: str, module: Map, spec: QuantizeSpec, found: Calibration) ->
         raise InvariantError(f"{name}: {error}") from error
     codes = _codes(name, rows, steps, found)
     rounded = weight_of(codes, steps)
-    bias = module.bias
-    if bias is not None and spec.correct_bias:
+    bias, corrects = module.bias, module.bias is not None and spec.correct_bias
+    if bias is not None and corrects:
         before = bias.detach().double().numpy()
         after = torch.from_numpy(corrected_bias(before, rows, rounded, found.means[name])[0])
         bias = nn.Parameter(after, requires_grad=False)
     fresh = algebra.with_weights(module, torch.from_numpy(rounded.reshape(weight.shape)), bias)
+    if corrects:
+        certify_bias(module, fresh, found.means[name])
     fresh._buffers = dict(fresh._buffers)  # noqa: SLF001 - a shallow module copy shares this dict
     fresh.register_buffer(_STEPS, torch.from_numpy(steps))
     return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nextvit_exporters.errors import InvariantError
-from nextvit_exporters.quantize.bias import corrected_bias, mean_difference
+from nextvit_exporters.quantize.bias import certify_bias, corrected_bias, mean_difference
 from nextvit_exporters.quantize.calibration import Float64s
 from nextvit_exporters.quantize.patches import patch_means
 from tests.harness import images, randomise
@@ -32,6 +33,38 @@ def bias() -> Float64s:
     assert CONV.bias is not None
     found: Float64s = CONV.bias.detach().numpy()
     return found
+
+
+def with_numbers(module: nn.Conv2d | nn.Conv1d | nn.Linear, weight: Float64s, added: Float64s) -> nn.Module:
+    result = copy.deepcopy(module)
+    with torch.no_grad():
+        result.weight.copy_(torch.from_numpy(weight))
+        assert result.bias is not None
+        result.bias.copy_(torch.from_numpy(added))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (CONV, (5, 12, 9, 7)),
+        (randomise(nn.Conv1d(6, 9, 3, 2, padding=1, groups=3), seed=1).double(), (4, 6, 11)),
+        (randomise(nn.Linear(7, 5), seed=2).double(), (3, 8, 7)),
+    ],
+)
+def test_a_certificate_for_each_kind_of_map(module: nn.Conv2d, shape: tuple[int, ...]) -> None:
+    """Groups in another order, a sign, and a bias that was forgotten are no sound corrections."""
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    means = patch_means(module, inputs).numpy()
+    weight = module.weight.detach().numpy()
+    rounded = np.rint(weight * 4.0) / 4.0
+    assert module.bias is not None
+    own = module.bias.detach().numpy()
+    corrected, residual = corrected_bias(own, weight, rounded, means)
+    certify_bias(module, with_numbers(module, rounded, corrected), means)  # type: ignore[arg-type]  # a map as before
+    for wrong in (own, own + residual, corrected[::-1].copy()):
+        with pytest.raises(InvariantError, match="the corrected bias moves mean outputs by"):
+            certify_bias(module, with_numbers(module, rounded, wrong), means)  # type: ignore[arg-type]  # as above
 
 
 def test_mean_outputs_stay() -> None:

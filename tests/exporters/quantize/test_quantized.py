@@ -167,7 +167,14 @@ def as_they_were_found(step: float, rest: str) -> float:
 )
 def test_another_definition_is_another_graph(monkeypatch: pytest.MonkeyPatch, name: str, mutation: object) -> None:
     monkeypatch.setattr(f"nextvit_exporters.quantize.quantized.{name}", mutation)
+    monkeypatch.setattr("nextvit_exporters.quantize.quantized.certify_bias", lambda *_: None)  # which sees one earlier
     assert off_definition("fp16", correct=True) > 1e-5
+
+
+def test_a_bias_of_the_wrong_sign_is_not_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextvit_exporters.quantize.quantized.corrected_bias", with_the_wrong_sign)
+    with pytest.raises(InvariantError, match=r"moves mean outputs by .*: --no-correct-bias"):
+        off_definition("fp16", correct=True)
 
 
 @RESTS

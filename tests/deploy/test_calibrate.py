@@ -27,7 +27,7 @@ from nextvit_exporters.quantize.identity import graph_hash
 from nextvit_exporters.quantize.observe import Observer
 from nextvit_exporters.quantize.placement import placement
 from nextvit_exporters.quantize_spec import QuantizeSpec
-from nextvit_exporters.spec import ExportSpec, InputKind
+from nextvit_exporters.spec import ExportSpec, InputKind, Precision
 from nextvit_models.demo import DEMO_IMAGES
 from tests.deploy.support_calibrate import SIDE, SPEC, folder_of, network, of, pixels_of, silent
 from tests.harness import randomise
@@ -125,6 +125,14 @@ def test_a_stale_one_is_not_taken(tmp_path: Path, pictures: Pictures, seen: Coun
     assert len({first.digest, picture.digest, fewer.digest}) == 3
 
 
+def test_pictures_rounded_on_the_way_in_are_others(pictures: Pictures, seen: Counter[str]) -> None:
+    """Where the artefact reads FP16."""
+    first, _ = c.calibrate(SPEC, network(), pictures, silent)
+    half, _ = c.calibrate(replace(SPEC, io=Precision.FP16), network(), pictures, silent)
+    assert seen["images"] == 2 * 24
+    assert half.digest != first.digest
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "of another key"])
 @pytest.mark.parametrize("file", ["calibration", "state"])
 def test_a_corrupt_entry_is_done_anew(how: str, file: str, pictures: Pictures, seen: Counter[str], cache: Path) -> None:
@@ -196,7 +204,7 @@ def calibrate_demo() -> str:
     checkpoint = open_checkpoint(None, ema=False)
     spec = spec_for(Request(output=Path()), checkpoint)
     spec = replace(spec, quantize=QuantizeSpec(method="minmax"))
-    pictures, _ = c.split(find_pictures(DEMO_IMAGES, None, (64, 64), spec.preprocessing), 48)
+    pictures, _ = c.split(find_pictures(DEMO_IMAGES, None, (64, 64), spec.preprocessing), 96)
     return c.calibrate(spec, g.trace(checkpoint.model), pictures, silent)[0].digest
 
 
@@ -223,8 +231,8 @@ def images_in(lines: list[str]) -> int:
 def test_a_killed_command_costs_less_than_one_interval(tmp_path: Path) -> None:
     first = killed(tmp_path / "one", after=40)
     second = killed(tmp_path / "one")
-    again = images_in(first) + images_in(second) - 48
-    assert images_in(second) < 48
+    again = images_in(first) + images_in(second) - 96
+    assert images_in(second) < 96
     assert 0 <= again <= c.SAVE_EVERY + c.AT_A_TIME
     assert second[-1] == f"digest {calibrate_demo()}"  # under a cache of its own
     assert [path.name for path in (tmp_path / "one").rglob("*") if path.is_file()] == ["calibration.safetensors"]

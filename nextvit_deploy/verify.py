@@ -182,7 +182,7 @@ def _why_no_reference(spec: ExportSpec) -> str:
     if spec.quantize is None:
         return "the file doesn't say which passes and rounding made it"
     if spec.quantize.own_steps:
-        return "what was found by calibrating it is not beside it"
+        return "nothing beside it tells what was found by calibrating it"
     return f"its steps are those that {spec.quantize.quantizer} chose, which nothing else tells"
 
 

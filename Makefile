@@ -63,7 +63,7 @@ $(MADE):
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt $(MADE)
-	$(PIP) --editable '.[coreml,trt-rtx]'
+	$(PIP) --editable '.[coreml,trt-rtx,report]'
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt $(MADE)

@@ -27,15 +27,17 @@ CORE: Final = (
     "typer",
     "rich",
     "pillow",
+    "jinja2",
 )
 HUB: Final = ("huggingface_hub",)
 TRT: Final = ("tensorrt-cu12", "cuda-bindings")
 TRT_RTX: Final = ("tensorrt-rtx-cu12",)
 PYCUDA: Final = ("pycuda",)
 COREML: Final = ("coremltools",)
+REPORT: Final = ("vl-convert-python",)
 RAY: Final = ("ray",)
 MODELOPT: Final = ("nvidia-modelopt", "lief", "onnx-graphsurgeon", "onnxslim")
-EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML, *RAY, *MODELOPT)
+EXTRAS: Final = (*HUB, *TRT_RTX, *TRT, *PYCUDA, *COREML, *REPORT, *RAY, *MODELOPT)
 """What the lanes beyond the core ask for."""
 OTHERS: Final = ("timm",)
 """Not needed by any lane, but worth knowing when checkpoints come from it."""
@@ -138,6 +140,7 @@ def lanes(
             system,
         ),
         _with_wheels(_lane("coreml", _core_ml(system), COREML, versions, "coreml"), system, processor),
+        _lane("report", "draws the charts of reports", REPORT, versions, "report"),
         _ray(_lane("ray", "shares the work among a Ray cluster's machines", RAY, versions, "ray"), system, processor),
         _alone(
             _lane("modelopt", "quantizes with NVIDIA's ModelOpt, on the CPU", MODELOPT, versions, "modelopt"), versions

@@ -15,7 +15,8 @@ from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.request import EngineRequest, Request
 from nextvit_deploy.swift import check_swift_place, write_swift
 from nextvit_deploy.triton import check_triton_place, write_triton
-from nextvit_deploy.verify import Check, Verdict, overall
+from nextvit_deploy.verdict import Verdict
+from nextvit_deploy.verify import Check, overall
 from nextvit_exporters import targets
 from nextvit_exporters.coreml.convert import labels_of
 from nextvit_exporters.coreml.program import MANIFEST_JSON, MODEL, WEIGHTS

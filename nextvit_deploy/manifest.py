@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from nextvit_deploy.verify import Check, Verdict, overall
+from nextvit_deploy.verdict import Verdict
+from nextvit_deploy.verify import Check, overall
 from nextvit_exporters import targets
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.passes.base import TOGETHER, PassRecord

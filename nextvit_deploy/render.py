@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nextvit_deploy.inspection import Inspection
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.passes.base import TOGETHER, PassRecord
 
 STYLE = {Verdict.VERIFIED: "green", Verdict.FAILED: "red", Verdict.NOT_VERIFIED: "yellow"}

@@ -10,7 +10,7 @@ from nextvit_deploy.compare import Comparison
 from nextvit_deploy.manifest import Manifest, plain
 from nextvit_deploy.pipeline import export
 from nextvit_deploy.request import Request
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.coreml_spec import OLDEST_FOR_ACTIVATIONS, OLDEST_FOR_WEIGHTS, WEIGHTS
 from nextvit_exporters.errors import InvariantError, UnsupportedSpec
 from nextvit_exporters.spec import Precision

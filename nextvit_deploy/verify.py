@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ import numpy as np
 from nextvit_deploy.compare import Comparison, compare
 from nextvit_deploy.data import ImageSet, enlarged, noise_images
 from nextvit_deploy.references import Cases, Reference, artefact_inputs, expected_of
+from nextvit_deploy.verdict import Verdict, worst
 from nextvit_exporters import targets
 from nextvit_exporters.coreml_spec import CoreMLSpec
 from nextvit_exporters.engine_spec import EngineSpec
@@ -35,17 +35,6 @@ _NOT_RUN: Final = (NotExecutable, MissingExtra)
 
 Answer = list[dict[str, Array]] | DeployError
 """An executor's outputs by name for each case, or why it could not run."""
-
-
-class Verdict(str, Enum):
-    """What is known of an artefact; nothing else is ever said."""
-
-    VERIFIED = "verified"
-    FAILED = "failed"
-    NOT_VERIFIED = "not verified"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +181,7 @@ def _findings(executor: Executor) -> Mapping[str, object]:
 
 def overall(checks: Sequence[Check]) -> Verdict:
     """Failed when any check failed, verified when all are, not verified otherwise."""
-    verdicts = {check.verdict for check in checks}
-    if Verdict.FAILED in verdicts:
-        return Verdict.FAILED
-    return Verdict.VERIFIED if verdicts == {Verdict.VERIFIED} else Verdict.NOT_VERIFIED
+    return worst(check.verdict for check in checks)
 
 
 def _execute(spec: ExportSpec, executor: Executor, cases: Cases, names: Names) -> Answer:

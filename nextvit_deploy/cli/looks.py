@@ -71,7 +71,7 @@ def _merge(kit: Path, verdict: Path, *, as_json: bool, quiet: bool) -> None:
     with t.guard():
         from nextvit_deploy.kit.merge import merge_verdict
         from nextvit_deploy.render import show_device
-        from nextvit_deploy.verify import Verdict
+        from nextvit_deploy.verdict import Verdict
 
         merged = merge_verdict(kit, verdict)
     if as_json:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Print the manifest and leave with 3 for a failed artefact, 4 for one that is not verified."""
     from nextvit_deploy.render_manifest import show_manifest
-    from nextvit_deploy.verify import Verdict
+    from nextvit_deploy.verdict import Verdict
 
     if as_json:
         t.print_json(manifest.as_dict())

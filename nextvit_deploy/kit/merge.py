@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 from nextvit_deploy.int8_verdict import settle_beside, settled
 from nextvit_deploy.kit import check, shape
 from nextvit_deploy.kit.build import KIT, MANIFEST, is_kit
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.errors import DeployError
 from nextvit_exporters.files import atomic_write, sha256_of
 

@@ -30,7 +30,7 @@ def by_name(
 
 def test_all_lanes_work_when_all_is_installed() -> None:
     found = by_name(ALL)
-    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml", "ray", "modelopt"]
+    assert list(found) == ["onnx", "hub", "trt-rtx", "trt", "pycuda", "coreml", "report", "ray", "modelopt"]
     assert all(works and remedy is None for works, _, remedy in found.values())
     assert found["trt-rtx"][1] == "builds TensorRT-RTX engines without a GPU"
     assert [lane.name for lane in doctor.lanes(ALL)] == list(found)
@@ -53,6 +53,7 @@ def test_each_package_of_the_core_is_needed(missing: str) -> None:
         ("pycuda", "pycuda"),
         ("coremltools", "coreml"),
         ("ray", "ray"),
+        ("vl-convert-python", "report"),
         ("nvidia-modelopt", "modelopt"),
         ("lief", "modelopt"),
         ("onnx-graphsurgeon", "modelopt"),
@@ -175,13 +176,15 @@ def test_the_machine_is_told() -> None:
 
 def test_the_lists_are_those_of_the_distribution() -> None:
     required = metadata.requires("nextvit-deploy") or []
-    assert sorted(doctor.CORE) == sorted(_name(line) for line in required if "extra ==" not in line)
+    everywhere = [line for line in required if "extra ==" not in line and "python_version" not in line]
+    assert sorted(doctor.CORE) == sorted(map(_name, everywhere))
     extras = {
         "hub": doctor.HUB,
         "trt": doctor.TRT,
         "trt-rtx": doctor.TRT_RTX,
         "pycuda": doctor.PYCUDA,
         "coreml": doctor.COREML,
+        "report": doctor.REPORT,
         "ray": doctor.RAY,
         "modelopt": doctor.MODELOPT,
     }

@@ -13,7 +13,7 @@ from torch import nn
 
 from nextvit_deploy.pipeline import export, rewrite
 from nextvit_deploy.request import Request, spec_for
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters import graph as g
 from nextvit_models.checkpoint import Checkpoint, load_checkpoint
 from nextvit_models.config import VARIANTS

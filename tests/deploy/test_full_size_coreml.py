@@ -10,7 +10,7 @@ import torch
 
 from nextvit_deploy.pipeline import export
 from nextvit_deploy.request import CoreMLRequest, Request, with_coreml
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.spec import InputKind, Precision
 from nextvit_exporters.targets import COST_AT_WORST, PRECISION_COST, SAME_NETWORK
 from nextvit_models.config import VARIANTS

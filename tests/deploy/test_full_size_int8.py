@@ -17,7 +17,7 @@ from nextvit_deploy.manifest import Manifest
 from nextvit_deploy.pipeline import export, open_checkpoint, rewrite
 from nextvit_deploy.quantization import quantize_again
 from nextvit_deploy.request import EngineRequest, QuantizeRequest, Request, with_engine, with_quantize
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters import graph as g
 from nextvit_exporters import targets, to_onnx
 from nextvit_exporters.executors.base import Array, Executor

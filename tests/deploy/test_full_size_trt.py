@@ -9,7 +9,7 @@ import torch
 
 from nextvit_deploy.pipeline import export
 from nextvit_deploy.request import EngineRequest, Request, with_engine
-from nextvit_deploy.verify import Verdict
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters import targets
 from nextvit_exporters.files import sha256_of
 from nextvit_exporters.spec import Precision

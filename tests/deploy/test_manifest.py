@@ -14,7 +14,8 @@ import pytest
 
 from nextvit_deploy.compare import Comparison
 from nextvit_deploy.manifest import CheckpointInfo, Manifest, manifest_path, plain, provenance, rewrites, versions
-from nextvit_deploy.verify import Check, Verdict
+from nextvit_deploy.verdict import Verdict
+from nextvit_deploy.verify import Check
 from nextvit_exporters import to_onnx
 from nextvit_exporters.errors import OutputNotWritten
 from nextvit_exporters.files import sha256_of

@@ -15,7 +15,8 @@ from nextvit_deploy.manifest import CheckpointInfo, Manifest
 from nextvit_deploy.render_coreml import show_sweep
 from nextvit_deploy.request import CoreMLRequest, Request, with_coreml
 from nextvit_deploy.sweep import ROOM, Sweep, Trial, recommend, sweep
-from nextvit_deploy.verify import Check, Verdict
+from nextvit_deploy.verdict import Verdict
+from nextvit_deploy.verify import Check
 from nextvit_exporters.coreml_spec import WEIGHTS, CoreMLSpec
 from nextvit_exporters.errors import InvariantError, UnsupportedSpec
 from nextvit_exporters.files import sha256_of

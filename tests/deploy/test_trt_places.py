@@ -11,6 +11,7 @@ from typing_extensions import Self
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import noise_images
 from nextvit_deploy.references import artefact_inputs
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.engine_spec import EngineSpec, Range
 from nextvit_exporters.errors import BuildFailed, DeployError, MissingExtra, NotExecutable, UnsupportedSpec
 from nextvit_exporters.executors.base import Array, Arrays
@@ -120,13 +121,13 @@ def test_an_engine_is_fed_what_it_takes(images: int, batch: Range, expected: lis
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [
-        (BuildFailed("it is wrong"), v.Verdict.FAILED),
-        (UnsupportedSpec("it reads something else"), v.Verdict.FAILED),
-        (NotExecutable("no GPU"), v.Verdict.NOT_VERIFIED),
-        (MissingExtra("the lane", "trt"), v.Verdict.NOT_VERIFIED),
+        (BuildFailed("it is wrong"), Verdict.FAILED),
+        (UnsupportedSpec("it reads something else"), Verdict.FAILED),
+        (NotExecutable("no GPU"), Verdict.NOT_VERIFIED),
+        (MissingExtra("the lane", "trt"), Verdict.NOT_VERIFIED),
     ],
 )
-def test_what_could_not_run_is_not_wrong(error: DeployError, verdict: v.Verdict) -> None:
-    blank = v.Check("q", "e", "exact", "PyTorch", "images", v.Verdict.NOT_VERIFIED, "", ())
+def test_what_could_not_run_is_not_wrong(error: DeployError, verdict: Verdict) -> None:
+    blank = v.Check("q", "e", "exact", "PyTorch", "images", Verdict.NOT_VERIFIED, "", ())
     check = v._unanswered(error, blank)
     assert (check.verdict, check.why) == (verdict, str(error))

@@ -15,7 +15,8 @@ from typing_extensions import Self
 from nextvit_deploy import verify as v
 from nextvit_deploy.data import load_images, noise_images
 from nextvit_deploy.references import artefact_inputs
-from nextvit_deploy.verify import Check, Names, Verdict, overall
+from nextvit_deploy.verdict import Verdict
+from nextvit_deploy.verify import Check, Names, overall
 from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError, VerificationFailed
 from nextvit_exporters.executors.base import Array, Arrays

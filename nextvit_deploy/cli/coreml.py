@@ -13,8 +13,8 @@ import typer
 from nextvit_deploy import terminal as t
 from nextvit_deploy.cli import int8 as q
 from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.ending import ending
 from nextvit_deploy.cli.grouped import grouped
-from nextvit_deploy.cli.report import report
 
 if TYPE_CHECKING:
     from nextvit_deploy.manifest import Manifest
@@ -195,7 +195,7 @@ def _tell(made: Manifest | Sweep, *, as_json: bool, quiet: bool, verbose: bool) 
     from nextvit_deploy.manifest import Manifest
 
     if isinstance(made, Manifest):
-        report(made, as_json=as_json, quiet=quiet, verbose=verbose)
+        ending(made, as_json=as_json, quiet=quiet, verbose=verbose)
         return
     if as_json:
         t.print_json(made.as_dict())

@@ -9,7 +9,7 @@ import typer
 
 from nextvit_deploy import terminal as t
 from nextvit_deploy.cli import options as o
-from nextvit_deploy.cli.report import report
+from nextvit_deploy.cli.ending import ending
 
 
 def verify(  # noqa: PLR0913 - one parameter per option
@@ -45,7 +45,7 @@ def verify(  # noqa: PLR0913 - one parameter per option
             manifest = verify_saved(artefact, request, on_step)
         except MissingExtra as error:  # which says nothing of the artefact
             raise NotExecutable(str(error)) from error
-    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+    ending(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
 def _check_nothing_ignored(given: dict[str, bool]) -> None:

@@ -10,8 +10,8 @@ import typer
 from nextvit_deploy import terminal as t
 from nextvit_deploy.cli import int8 as q
 from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.ending import ending
 from nextvit_deploy.cli.grouped import grouped
-from nextvit_deploy.cli.report import report
 
 
 def _consumers(incomplete: str) -> list[str]:
@@ -77,4 +77,4 @@ def onnx(  # noqa: PLR0913 - one parameter per option
             skip=tuple(skip or ()),
         )
         manifest = export(with_quantize(request, int8_options.request(wanted=int8)), on_step)
-    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+    ending(manifest, as_json=as_json, quiet=quiet, verbose=verbose)

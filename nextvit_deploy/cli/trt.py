@@ -11,8 +11,8 @@ import typer
 from nextvit_deploy import terminal as t
 from nextvit_deploy.cli import int8 as q
 from nextvit_deploy.cli import options as o
+from nextvit_deploy.cli.ending import ending
 from nextvit_deploy.cli.grouped import grouped
-from nextvit_deploy.cli.report import report
 
 
 class BackendChoice(str, Enum):
@@ -115,7 +115,7 @@ def trt(  # noqa: PLR0913 - one parameter per option
         wanted = int8_options.request(wanted=int8 and onnx_file is None)
         request = r.with_engine(r.with_quantize(asked, wanted), engine)
         manifest = export(request, on_step) if onnx_file is None else export_given(request, onnx_file, on_step)
-    report(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
+    ending(manifest, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
 def _input(reads: o.InputChoice, *, nhwc: bool) -> str:

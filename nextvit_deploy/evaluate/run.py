@@ -23,7 +23,6 @@ from nextvit_deploy import __version__
 from nextvit_deploy.data import Pictures, find_pictures, readable
 from nextvit_deploy.evaluate.dataset import classes_of
 from nextvit_deploy.evaluate.evaluation import SCHEMA, Dataset, Evaluation, Run, worst_images
-from nextvit_deploy.evaluate.pool import pool
 from nextvit_deploy.evaluate.report import page
 from nextvit_deploy.evaluate.results import ROW, Rows, figures
 from nextvit_deploy.evaluate.shards import Shard, Store, shards_of
@@ -32,6 +31,7 @@ from nextvit_deploy.manifest import versions
 from nextvit_deploy.origin import other_source, read
 from nextvit_deploy.outputs import check_writable, published
 from nextvit_deploy.pipeline import describe, identify, open_checkpoint
+from nextvit_deploy.pool.pool import pool
 from nextvit_deploy.request import Request, notes_for
 from nextvit_exporters import targets
 from nextvit_exporters.errors import DeployError, UnsupportedSpec

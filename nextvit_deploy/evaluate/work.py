@@ -12,10 +12,10 @@ import numpy as np
 
 from nextvit_deploy import __version__
 from nextvit_deploy.data import ImageSet, Pictures
-from nextvit_deploy.evaluate.pool import keep
 from nextvit_deploy.evaluate.results import Rows, rows_of
 from nextvit_deploy.evaluate.shards import Shard, at_a_time
 from nextvit_deploy.pipeline import open_checkpoint, original_outputs
+from nextvit_deploy.pool.pool import keep
 from nextvit_deploy.references import artefact_inputs
 from nextvit_deploy.verify import Names, run_batched
 from nextvit_exporters import targets

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nextvit_deploy import __version__
 from nextvit_deploy.cache import cache_folder
 from nextvit_deploy.data import Pictures
-from nextvit_deploy.evaluate.pool import keep, pool
+from nextvit_deploy.pool.pool import keep, pool
 from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.files import not_written
 from nextvit_exporters.quantize.calibration import Calibration

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from nextvit_deploy.data import load_images
-from nextvit_deploy.evaluate import on_ray
+from nextvit_deploy.pool import on_ray
 from nextvit_deploy.terminal import counting
 from nextvit_models.checkpoint import load_checkpoint
 from nextvit_models.demo import DEMO_ACCURACY, DEMO_CHECKPOINT, DEMO_IMAGES

@@ -217,7 +217,7 @@ def test_on_ray_who_dies_is_replaced_and_errors_come_back(cluster: Cluster, tmp_
     """In a process of its own, which Ray may do with as it likes."""
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from nextvit_deploy.evaluate.pool import pool\nfrom tests.deploy.evaluate.support_pool import Sum\n"
+        "from nextvit_deploy.pool.pool import pool\nfrom tests.deploy.pool.support_pool import Sum\n"
         "work, ray = Sum(Path(sys.argv[1])), pool(2, sys.argv[2])\n"
         "print(sorted(ray.run(work, [('add', 1), ('die once', 2), ('add', 3)])))\n"
         "for word in ('die', 'lack', 'fail'):\n"

@@ -14,7 +14,7 @@ import torch
 from nextvit_deploy import __version__
 from nextvit_deploy.cache import VARIABLE
 from nextvit_deploy.data import find_pictures
-from nextvit_deploy.evaluate.pool import let_go
+from nextvit_deploy.pool.pool import let_go
 from nextvit_deploy.precision.scan import Batch, Cost, Costs, Elsewhere, Here, Judged, Scanner, ScanRequest
 from nextvit_exporters.errors import DeployError, InvariantError
 from nextvit_exporters.quantize.placement import blocks, placement

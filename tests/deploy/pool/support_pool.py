@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nextvit_deploy.evaluate.pool import keep
+from nextvit_deploy.pool.pool import keep
 from nextvit_exporters.errors import MissingExtra
 
 

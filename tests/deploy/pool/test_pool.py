@@ -11,11 +11,11 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 import torch
 
-from nextvit_deploy.evaluate import on_ray
-from nextvit_deploy.evaluate.pool import Serial, pool
-from nextvit_deploy.evaluate.processes import Processes
+from nextvit_deploy.pool import on_ray
+from nextvit_deploy.pool.pool import Serial, pool
+from nextvit_deploy.pool.processes import Processes
 from nextvit_exporters.errors import DeployError, MissingExtra
-from tests.deploy.evaluate.support_pool import Sum, pids
+from tests.deploy.pool.support_pool import Sum, pids
 
 NUMBERS = [("add", number) for number in range(5)]
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nextvit_deploy.manifest import Manifest
 
 
-def report(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+def ending(manifest: Manifest, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Print the manifest and leave with 3 for a failed artefact, 4 for one that is not verified."""
     from nextvit_deploy.render_manifest import show_manifest
     from nextvit_deploy.verdict import Verdict

@@ -46,12 +46,12 @@ def pool(workers: int, ray: str | None = None) -> Pool:
     of the first ``run``.
     """
     if ray is not None:
-        from nextvit_deploy.evaluate.on_ray import RayCluster, check_installed
+        from nextvit_deploy.pool.on_ray import RayCluster, check_installed
 
         check_installed()
         return RayCluster(ray, workers)
     if workers > 1:
-        from nextvit_deploy.evaluate.processes import Processes
+        from nextvit_deploy.pool.processes import Processes
 
         return Processes(workers)
     return Serial()

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from io import StringIO
 from typing import Any, Final, TextIO, cast
 
-from nextvit_deploy.evaluate.pool import Deaths, Done, Failure, Result, Task, attempt
+from nextvit_deploy.pool.pool import Deaths, Done, Failure, Result, Task, attempt
 from nextvit_exporters.errors import DeployError, MissingExtra, first_line
 
 _AUTO: Final = "auto"

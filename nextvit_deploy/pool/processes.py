@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
-from nextvit_deploy.evaluate.pool import Deaths, Done, Failure, Result, Task, attempt
+from nextvit_deploy.pool.pool import Deaths, Done, Failure, Result, Task, attempt
 
 _SPAWN: Final = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
 _PATIENCE: Final = 5.0

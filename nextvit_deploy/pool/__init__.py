@@ -1,0 +1,1 @@
+"""Independent tasks, shared among processes here or on a Ray cluster."""

@@ -41,8 +41,11 @@ class _Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def guard() -> Iterator[None]:
-    """Turn what a user can act on into one line and a status; anything else is a bug and keeps its traceback."""
+def guard(kept: str = "nothing was written") -> Iterator[None]:
+    """Turn what a user can act on into one line and a status; anything else is a bug and keeps its traceback.
+
+    ``kept`` is what is said of outputs where the command is stopped on its way.
+    """
     try:
         with _stoppable():
             yield
@@ -57,9 +60,9 @@ def guard() -> Iterator[None]:
             raise
         fail(_NO_MEMORY, ERROR)
     except _Stopped as stop:
-        fail("stopped; nothing was written", 128 + int(stop.args[0]))
+        fail(f"stopped; {kept}", 128 + int(stop.args[0]))
     except KeyboardInterrupt:
-        fail("interrupted; nothing was written", INTERRUPTED)
+        fail(f"interrupted; {kept}", INTERRUPTED)
 
 
 def fail(line: str, status: int) -> None:

@@ -63,7 +63,7 @@ def write_package(
         entries[MODULES] = json.dumps(_modules(spec, converted.modules), sort_keys=True)
         entries.update(metadata)
         (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
-    (path / MANIFEST_JSON).write_text(_manifest(path))
+    (path / MANIFEST_JSON).write_text(package_manifest(path))
 
 
 def _cause(error: shutil.Error, path: Path) -> OSError:
@@ -102,7 +102,7 @@ def _modules(spec: Any, modules: Mapping[str, str]) -> dict[str, str]:
     return {each.outputs[0].name: scope for each, scope in filled if scope}
 
 
-def _manifest(path: Path) -> str:
+def package_manifest(path: Path) -> str:
     """``Manifest.json`` with identifiers that follow from what they name."""
     present = {name: item for name, item in _ITEMS.items() if (path / "Data" / name).exists()}
     identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"nextvit-deploy/{name}")) for name in present}

@@ -26,14 +26,12 @@ RULES: Final[Mapping[Kind, tuple[str, str, str]]] = MappingProxyType(
         Kind.SAME_NETWORK: (
             "SameNetwork",
             "The artefact is not the same network.",
-            "In exact arithmetic it gives other outputs than PyTorch with the same constants: a weight, a shape or an "
-             "operation is wrong. nextvit-export bisect names the first module that differs.",
+            "Exact arithmetic gives other outputs than PyTorch's: a weight, shape or operation is wrong; bisect names where.",
         ),
         Kind.PRECISION_COST: (
             "PrecisionCost",
             "The stored precision costs more than the target allows.",
-            "With rounding, outputs are further from PyTorch in float32 than the target's tolerance. nextvit-export "
-             "bisect tells where; keep those blocks in a wider type, or calibrate on other pictures.",
+            "Rounding moves outputs further than the target allows; bisect names where, so keep those blocks in a wider type.",
         ),
         Kind.ON_DEVICE: (
             "OnTheDevice",
@@ -53,8 +51,7 @@ RULES: Final[Mapping[Kind, tuple[str, str, str]]] = MappingProxyType(
         Kind.REGRESSION: (
             "Regression",
             "A figure moved further from the baseline than allowed.",
-            "An error, the size, the number of kernels or the latency grew by more than the configuration allows. The "
-             "table of moves names the versions and operations that changed as well.",
+            "An error, size, kernels or latency grew by more than is stated; the moves name what else changed.",
         ),
         Kind.ERROR: (
             "Error",
@@ -74,8 +71,7 @@ RULES: Final[Mapping[Kind, tuple[str, str, str]]] = MappingProxyType(
         Kind.NOT_VERIFIED: (
             "NotVerified",
             "The artefact is not verified.",
-            "Something that has to be executed or measured could not be. That is no pass; the message says what is "
-             "missing.",
+            "Something that has to be executed or measured could not be, which is no pass; the message says what.",
         ),
     }
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -19,6 +20,8 @@ FEATURES: Final = ("stage1", "stage2", "stage3", "stage4")
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
+See = Callable[[str, Array], None]
+"""Called with a tensor's name and numbers."""
 
 
 class Executor(Protocol):
@@ -56,4 +59,37 @@ class Observant(Protocol):
     @property
     def findings(self) -> Mapping[str, object]:
         """What it noticed in all its runs, by name; JSON-ready."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation of an artefact, by the artefact's own names; what it reads may be constants too.
+
+    ``module`` is the torch module it comes from, as the artefact records it, empty where it doesn't. ``stored`` names
+    NumPy's types of ``outputs`` as the artefact stores them.
+    """
+
+    operation: str
+    kind: str
+    module: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stored: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """An executor that shows every tensor on the way."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Every operation that is executed, in order, constants left out; the executor must have been entered."""
+        ...
+
+    def trace(self, inputs: Arrays, see: See) -> None:
+        """Run, and call ``see`` with each input and each result, in order.
+
+        Where an operation can't be executed, everything in front of it is seen, and the error of ``run`` is raised.
+        """
         ...

@@ -28,6 +28,7 @@ from nextvit_exporters.coreml.headroom import Meter
 from nextvit_exporters.coreml.program import Feature, Operation, Package, modules_of
 from nextvit_exporters.coreml.reader import read_package
 from nextvit_exporters.errors import NotExecutable, UnsupportedSpec, VerificationFailed
+from nextvit_exporters.executors import base
 from nextvit_exporters.executors.base import LOGITS, PROBABILITIES, Array, Arrays
 from nextvit_exporters.executors.mil_ops import SUMS_OF_PRODUCTS
 from nextvit_exporters.executors.mil_program import ProgramReference, See
@@ -117,6 +118,17 @@ class MilReference:
         Nothing is kept longer than for ``run``, which says what is raised.
         """
         self._run(inputs, see)
+
+    @property
+    def steps(self) -> tuple[base.Step, ...]:
+        """Every operation that is executed, constants and ``classify`` left out."""
+        if self._program is None:
+            raise RuntimeError("the executor is closed; use it in a with statement")
+        return self._program.steps
+
+    def trace(self, inputs: Arrays, see: base.See) -> None:
+        """Run, and call ``see`` with each input and each result, in order. Raises as ``run`` does."""
+        self._run(inputs, lambda name, values: see(name, np.asarray(values.contiguous().numpy())))
 
     def _run(self, inputs: Arrays, see: See | None) -> dict[str, Array]:
         if self._package is None or self._program is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nextvit_exporters.coreml.headroom import LIMIT, Meter
-from nextvit_exporters.coreml.program import Operation, Output, Program
+from nextvit_exporters.coreml.program import Binding, Operation, Output, Program
 from nextvit_exporters.errors import NotExecutable, VerificationFailed
+from nextvit_exporters.executors import base
 from nextvit_exporters.executors.mil_call import Call, Constants, agrees, where
 from nextvit_exporters.executors.mil_constexpr import CONSTANT_EXPRESSIONS
 from nextvit_exporters.executors.mil_ops import OPERATIONS, STORED_BEFORE
@@ -57,6 +58,21 @@ class ProgramReference:
         self.logits = None if self.classifier is None else logits_of(program, self.classifier)
         self.outputs = _tensors(program, self.classifier, self.logits)
         self._steps = self._schedule()
+
+    @property
+    def steps(self) -> tuple[base.Step, ...]:
+        """Every operation that is executed, in order, with the torch module it comes from."""
+        return tuple(
+            base.Step(
+                operation=each.operation.name,
+                kind=each.operation.kind,
+                module=self._modules.get(each.operation.outputs[0].name, "") if each.operation.outputs else "",
+                inputs=tuple(dict.fromkeys(n for bound in each.operation.inputs.values() for n in _names(bound))),
+                outputs=tuple(output.name for output in each.operation.outputs),
+                stored=tuple(output.type.dtype for output in each.operation.outputs),
+            )
+            for each in self._steps
+        )
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor], see: See | None = None) -> dict[str, Tensor]:
@@ -207,8 +223,12 @@ def _one(operation: Operation, name: str) -> str | None:
     return bindings[0] if len(bindings) == 1 and isinstance(bindings[0], str) else None
 
 
+def _names(bound: Iterable[Binding]) -> tuple[str, ...]:
+    return tuple(each for each in bound if isinstance(each, str))
+
+
 def _read(operation: Operation) -> set[str]:
-    return {each for bindings in operation.inputs.values() for each in bindings if isinstance(each, str)}
+    return {name for bound in operation.inputs.values() for name in _names(bound)}
 
 
 def _number(opset: str) -> int:

@@ -13,8 +13,9 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from nextvit_exporters.errors import BuildFailed
-from nextvit_exporters.executors.base import Array, Arrays
+from nextvit_exporters.executors.base import Array, Arrays, See, Step
 from nextvit_exporters.executors.onnx_float import emulate, half_tensors, unround, widen
+from nextvit_exporters.executors.onnx_trace import steps_of, trace_model
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,16 +47,7 @@ class OnnxRuntime:
         """Inputs that the file reads in FP16 and its stand-in in float32."""
 
     def __enter__(self) -> Self:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        model = self._model()
-        try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except _REFUSALS as error:
-            msg = f"ONNX Runtime can't load {self._path.name}: {str(error).splitlines()[0]}"
-            raise BuildFailed(msg) from error
+        self._session = self._load(self._model())
         return self
 
     def __exit__(
@@ -73,26 +65,63 @@ class OnnxRuntime:
             msg = f"{self._path.name} reads {', '.join(sorted(wanted))}, not {', '.join(sorted(inputs))}"
             raise BuildFailed(msg)
         names = [output.name for output in self._session.get_outputs()]
+        return self._execute(self._session, inputs, names)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Every node but constants; the executor needs not be entered, so that a file that can't run is told too."""
+        return steps_of(self._read())
+
+    def trace(self, inputs: Arrays, see: See) -> None:
+        """Run, and call ``see`` with each input and what each node writes; the executor needs not be entered.
+
+        Where a node can't be run, everything in front of it is seen, and BuildFailed raised.
+        """
+
+        def execute(running: onnx.ModelProto, given: Arrays, names: tuple[str, ...]) -> dict[str, Array]:
+            return self._execute(self._load(bytes(running.SerializeToString())), given, list(names))
+
+        trace_model(self._read(), inputs, lambda front: self._stand_in(front) or front, execute, see)
+
+    def _execute(self, session: ort.InferenceSession, inputs: Arrays, names: list[str]) -> dict[str, Array]:
         fed = {name: values.astype(np.float32) if name in self._widened else values for name, values in inputs.items()}
         try:
-            outputs = self._session.run(names, fed)
+            outputs = session.run(names, fed)
         except _REFUSALS as error:
             msg = f"ONNX Runtime can't run {self._path.name}: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error
         return dict(zip(names, outputs, strict=True))
 
-    def _model(self) -> str | bytes:
-        """The file itself where nothing is to be rewritten, else the float32 graph that stands for it."""
+    def _load(self, model: str | bytes) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            model = onnx.load(str(self._path))
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except _REFUSALS as error:
+            msg = f"ONNX Runtime can't load {self._path.name}: {str(error).splitlines()[0]}"
+            raise BuildFailed(msg) from error
+
+    def _read(self) -> onnx.ModelProto:
+        try:
+            return onnx.load(str(self._path))
         except Exception as error:  # protobuf's own errors share no public base class
             msg = f"{self._path.name} can't be read as ONNX: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error
+
+    def _model(self) -> str | bytes:
+        """The file itself where nothing is to be rewritten, else the float32 graph that stands for it."""
+        running = self._stand_in(self._read())
+        return str(self._path) if running is None else bytes(running.SerializeToString())
+
+    def _stand_in(self, model: onnx.ModelProto) -> onnx.ModelProto | None:
+        """The float32 graph that stands for ``model``; None where nothing is to be rewritten."""
+        self._widened = frozenset()
         unrounded = self.mode == "unrounded" and any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         if not half_tensors(model) and not unrounded:
-            return str(self._path)
+            return None
         half = onnx.TensorProto.FLOAT16
         self._widened = frozenset(i.name for i in model.graph.input if i.type.tensor_type.elem_type == half)
         stand_in = emulate(model) if self.mode == "emulated" else widen(model)
-        stand_in = unround(stand_in) if unrounded else stand_in
-        return bytes(stand_in.SerializeToString())
+        return unround(stand_in) if unrounded else stand_in

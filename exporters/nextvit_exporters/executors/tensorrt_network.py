@@ -15,10 +15,11 @@ derived for it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor
 
 from nextvit_exporters.errors import BuildFailed
-from nextvit_exporters.executors.base import Array, Arrays
+from nextvit_exporters.executors import base
+from nextvit_exporters.executors.base import Array, Arrays, See
 from nextvit_exporters.executors.tensorrt_call import FLOATS, INTEGERS, Arithmetic, Call, as_tensor
 from nextvit_exporters.executors.tensorrt_ops import OPERATIONS
 from nextvit_exporters.tensorrt.backends import Backend, load
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
 Mode = Literal["exact", "emulated", "unrounded"]
 _MOVES_ONLY: Final = frozenset({"SHUFFLE", "SLICE", "GATHER", "SQUEEZE", "UNSQUEEZE", "CONCATENATION", "IDENTITY"})
 """Kinds whose numbers have all been stored before: nothing is left to round."""
+
+_STORED: Final = MappingProxyType(
+    {"HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}
+)
+"""NumPy's names of types; what it lacks is told in float32."""
+_NODE: Final = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,13 +137,45 @@ class TensorRTNetwork:
         Real inputs may be of any real type, integers are of the network's own. Raises BuildFailed where the inputs
         are not the network's or a layer can't be executed on them, UnknownLayer where it isn't known how.
         """
+        return self._run(inputs, None)
+
+    @property
+    def steps(self) -> tuple[base.Step, ...]:
+        """Every layer but constants; its module is that of the ONNX node it was made from."""
+        if self._network is None:
+            raise RuntimeError("the executor is closed; use it in a with statement")
+        tensors = self._network.tensors
+        return tuple(
+            base.Step(
+                operation=each.layer.name,
+                kind=each.layer.kind,
+                module=_module(each.layer),
+                inputs=tuple(name for name in each.layer.inputs if name is not None),
+                outputs=each.layer.outputs,
+                stored=tuple(_STORED.get(tensors[name].dtype, "float32") for name in each.layer.outputs),
+            )
+            for each in self._steps
+            if each.layer.kind != "CONSTANT"
+        )
+
+    @torch.inference_mode()
+    def trace(self, inputs: Arrays, see: See) -> None:
+        """Run, and call ``see`` with each input and each layer's result. Raises as ``run`` does."""
+        self._run(inputs, see)
+
+    def _run(self, inputs: Arrays, see: See | None) -> dict[str, Array]:
         if self._network is None:
             raise RuntimeError("the executor is closed; use it in a with statement")
         values = self._fed(self._network, inputs)
+        if see is not None:
+            for name in self._network.inputs:
+                see(name, np.asarray(values[name].numpy()))
         for step in self._steps:
             (name,) = step.layer.outputs
             read = tuple(None if each is None else values[each] for each in step.layer.inputs)
             values[name] = self._execute(Call(step.layer, read, self._arithmetic), self._network.tensors[name])
+            if see is not None and step.layer.kind != "CONSTANT":
+                see(name, np.asarray(values[name].contiguous().numpy()))
             for gone in step.done:
                 del values[gone]
         return {name: np.asarray(values[name].contiguous().numpy()) for name in self._network.outputs}
@@ -173,3 +213,9 @@ def _agrees(tensor: Tensor, wanted: TensorInfo) -> bool:
     """Whether a tensor has the shape; -1 is any size."""
     same_rank = tensor.ndim == len(wanted.shape)
     return same_rank and all(size in {-1, got} for size, got in zip(wanted.shape, tensor.shape, strict=True))
+
+
+def _module(layer: Layer) -> str:
+    """The module that the ONNX node behind a layer is named after; empty for what TensorRT added."""
+    found = _NODE.search(layer.metadata)
+    return found[1].rpartition("/")[0] if found else ""

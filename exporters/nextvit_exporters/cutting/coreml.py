@@ -91,8 +91,11 @@ def cut_coreml(
             (sibling / WEIGHTS).parent.mkdir()
             (sibling / WEIGHTS).write_bytes(packed)
         (sibling / MANIFEST_JSON).write_text(package_manifest(sibling))
-    edges = ([Edge(name, types[name].dtype, types[name].shape) for name in names] for names in (entering, outputs))
-    return Piece(*(tuple(each) for each in edges), found)
+    return Piece(_edges(entering, types), _edges(outputs, types), found)
+
+
+def _edges(names: Iterable[str], types: Mapping[str, TensorType]) -> tuple[Edge, ...]:
+    return tuple(Edge(name, types[name].dtype, types[name].shape) for name in names)
 
 
 def _check_type(name: str, kind: TensorType, where: str) -> None:

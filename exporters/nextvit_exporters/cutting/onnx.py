@@ -11,6 +11,7 @@ from onnx import external_data_helper, helper
 
 from nextvit_exporters.cutting.piece import Edge, Links, Operation, Piece
 from nextvit_exporters.errors import BuildFailed, UnsupportedSpec, first_line
+from nextvit_exporters.executors.onnx_float import emulate, half_tensors, unround, widen
 from nextvit_exporters.files import atomic_write
 from nextvit_exporters.onnx_names import strip_provenance
 
@@ -166,3 +167,17 @@ def _operations(nodes: Iterable[onnx.NodeProto], inputs: set[str]) -> Iterator[O
             writes = tuple(name for name in node.output if name)
             computed |= set(writes)
             yield Operation(node.name or writes[0], node.op_type, reads, writes)
+
+
+def stand_in(path: Path, mode: str) -> bytes | None:
+    """The float32 file that ONNX Runtime executes in place of one with FP16 or int8 in it, in the executor's ``mode``.
+
+    None where the file itself is executed. See ``executors.onnx_float``.
+    """
+    model = onnx.load(str(path))
+    unrounded = mode == "unrounded" and any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if not half_tensors(model) and not unrounded:
+        return None
+    made = emulate(model) if mode == "emulated" else widen(model)
+    made = unround(made) if unrounded else made
+    return bytes(made.SerializeToString(deterministic=True))

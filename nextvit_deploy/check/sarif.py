@@ -26,12 +26,12 @@ RULES: Final[Mapping[Kind, tuple[str, str, str]]] = MappingProxyType(
         Kind.SAME_NETWORK: (
             "SameNetwork",
             "The artefact is not the same network.",
-            "Exact arithmetic gives other outputs than PyTorch's: a weight, shape or operation is wrong; bisect names where.",
+            "In exact arithmetic it differs from PyTorch: a weight, shape or operation is wrong; bisect names where.",
         ),
         Kind.PRECISION_COST: (
             "PrecisionCost",
             "The stored precision costs more than the target allows.",
-            "Rounding moves outputs further than the target allows; bisect names where, so keep those blocks in a wider type.",
+            "Rounding moves outputs too far; bisect names where, and those blocks can stay in a wider type.",
         ),
         Kind.ON_DEVICE: (
             "OnTheDevice",

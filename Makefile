@@ -1,7 +1,7 @@
 # Needs make and Python 3.10 or newer, nothing else: the environment is made in .venv.
 #
 #   make demo     export the bundled checkpoint to ONNX, to T4 engines and to Core ML, as far as the machine has wheels
-#                 of their tools; verify every file
+#                 of their tools; verify every file; end with one table and one report
 #   make test     every check and every test
 #   make lint     the checks alone
 #   make bench    the benchmarks; those that need a GPU say so where there is none
@@ -14,27 +14,13 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-MACHINE := $(shell uname -s)-$(shell uname -m)
-# NVIDIA has wheels of TensorRT-RTX for it
-TENSORRT := $(if $(filter Linux-x86_64,$(MACHINE)),yes)
-# Apple has wheels of coremltools for it
-COREML := $(if $(filter Linux-x86_64 Darwin-%,$(MACHINE)),yes)
 PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
-	$(BIN)/nextvit-export onnx
-	$(BIN)/nextvit-export onnx --fp16
-ifeq ($(TENSORRT),yes)
-	$(BIN)/nextvit-export trt --fp16
-	$(BIN)/nextvit-export trt --int8
-endif
-ifeq ($(COREML),yes)
-	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(BIN)/nextvit-export coreml; \
-		else echo 'no Core ML package: coremltools has no wheels for this Python yet'; fi
-endif
+	$(BIN)/nextvit-export all
 
 test: lint
 	OMP_NUM_THREADS=1 $(PYTEST)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from nextvit_deploy.request import Request
 
 _TARGETS: Final = {"onnx": "onnx", "trt": "tensorrt", "coreml": "coreml"}
+_IOS: Final = 16
 _INT8_IOS: Final = 17
+"""The first that computes with int8 activations."""
 
 
 def main() -> None:
@@ -98,7 +100,7 @@ def asked(cell: Cell, folder: Path) -> Request:
     if cell.lane == "coreml":
         int8 = request.precision is Precision.INT8
         package = r.CoreMLRequest(
-            ios=cell.ios or (_INT8_IOS if int8 else r.CoreMLRequest.ios),
+            ios=cell.ios or (_INT8_IOS if int8 else _IOS),
             activations="int8" if int8 else None,
             calibration=calibration,
             calibration_size=cell.calibration_size,

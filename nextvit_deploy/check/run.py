@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -60,7 +60,9 @@ def check(request: CheckRequest, on_event: OnEvent) -> CheckResult:
     start, jobs = time.perf_counter(), _jobs(request)
     place = request.output / RESULT
     check_writable(place)
-    before = None if request.baseline is None else read_baseline(request.baseline)
+    before = None if request.baseline is None else read_baseline(request.baseline).among(
+        [cell.name for cell in request.cells]
+    )
     threads = max(1, (os.cpu_count() or 1) // jobs)
     store = Store(request.output, threads, fresh=request.fresh)
     rows: dict[int, Row] = {}
@@ -111,7 +113,7 @@ def _notes(store: Store) -> tuple[str, ...]:
 
 def _outcomes(
     work: Isolated, cells: Sequence[Cell], jobs: int, ray: str | None, on_event: OnEvent
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Every cell's number and outcome as they finish; close the generator to stop at once."""
     if ray is not None:
         from nextvit_deploy.pool.pool import pool

@@ -16,7 +16,7 @@ import typer
 
 from nextvit_deploy import __version__
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import bench, convert, coreml, evaluate, looks, onnx, trt
+from nextvit_deploy.cli import bench, check, convert, coreml, evaluate, init, looks, onnx, trt
 
 app = typer.Typer(
     name="nextvit-export",
@@ -29,6 +29,8 @@ for _command in (
     onnx.onnx,
     trt.trt,
     coreml.coreml,
+    init.init,
+    check.check,
     looks.verify,
     evaluate.evaluate,
     looks.inspect,
@@ -39,6 +41,7 @@ for _command in (
     looks.doctor,
 ):
     app.command()(_command)
+app.command("all")(check.all_lanes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

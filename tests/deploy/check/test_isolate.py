@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from threading import Thread
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from nextvit_deploy.check.isolate import Isolated, Running

@@ -68,6 +68,8 @@ class Evaluation:
     figures: Figures
     by_margin: tuple[Image, ...]
     by_error: tuple[Image, ...]
+    thumbnails: Mapping[int, str]
+    """Of those images by their numbers: small JPEGs in base64."""
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     run: Run
@@ -92,6 +94,7 @@ class Evaluation:
                 "by_margin": [asdict(each) for each in self.by_margin],
                 "by_error": [asdict(each) for each in self.by_error],
             },
+            "thumbnails": self.thumbnails,
             "notes": list(self.notes),
             "versions": dict(self.versions),
         }

@@ -23,7 +23,7 @@ from nextvit_deploy import __version__
 from nextvit_deploy.data import Pictures, find_pictures, readable
 from nextvit_deploy.evaluate.dataset import classes_of
 from nextvit_deploy.evaluate.evaluation import SCHEMA, Dataset, Evaluation, Run, worst_images
-from nextvit_deploy.evaluate.report import page
+from nextvit_deploy.evaluate.report import page, thumbnails
 from nextvit_deploy.evaluate.results import ROW, Rows, figures
 from nextvit_deploy.evaluate.shards import Shard, Store, shards_of
 from nextvit_deploy.evaluate.work import Evaluate, executor_of
@@ -113,11 +113,12 @@ def evaluate(request: EvaluateRequest, tell: Tell) -> Evaluation:
         figures=figures(rows, classes.labels),
         by_margin=by_margin,
         by_error=by_error,
+        thumbnails=thumbnails([*by_margin, *by_error], pictures),
         notes=asked.notes,
         versions=told,
         run=replace(run, seconds=round(time.perf_counter() - start, 3)),
     )
-    _write(request, found, pictures)
+    _write(request, found)
     store.remove()
     return replace(found, notes=(*found.notes, *_on_run(store, run)))
 
@@ -231,10 +232,10 @@ def _on_run(store: Store, run: Run) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(request: EvaluateRequest, found: Evaluation, pictures: Pictures) -> None:
+def _write(request: EvaluateRequest, found: Evaluation) -> None:
     """Both files, or neither."""
     data, html = request.places
     with published(html) as draft:
         text = json.dumps(found.as_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
         draft.with_name(data.name).write_text(text, encoding="utf-8")
-        draft.write_bytes(page(found, pictures).encode(errors="backslashreplace"))  # the artefact's own name
+        draft.write_bytes(page(found).encode(errors="backslashreplace"))  # the artefact's own name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ class Store:
     output: Path
     """The check's folder: the same cell for another one is another artefact."""
     threads: int
-    """INT8's sums hang on them in their last bits."""
+    """Of a cell's process; a calibration's sums hang on them in their last bits."""
     fresh: bool = False
     trouble: str = ""
     """Why outcomes can't be kept, where they can't."""
@@ -83,9 +83,10 @@ class Store:
             }
         except (OSError, DeployError):
             return None
-        self._ground = self._ground or _ground(self.threads)
+        self._ground = self._ground or _ground()
         place = str(self.output.resolve() / cell.name)
-        text = json.dumps([self._ground, place, own, read], sort_keys=True)
+        threads = self.threads if cell.precision == "int8" else None
+        text = json.dumps([self._ground, place, own, read, threads], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _digest(self, path: Path) -> str:
@@ -106,19 +107,15 @@ class Store:
         return [f"{each.name} {self._digest(each)}" for each in beside]
 
 
-def _ground(threads: int) -> str:
+def _ground() -> str:
     """What every cell hangs on: versions, Python, the machine's kind, and this tool's own files."""
     found: dict[str, object] = {
-        "versions": _versions(),
+        "versions": installed_versions(),
         "python": platform.python_version(),
-        "machine": [platform.system(), platform.machine(), threads],
+        "machine": [platform.system(), platform.machine()],
         "code": _code(),
     }
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> Mapping[str, str | None]:
-    return installed_versions()
 
 
 def _code() -> str:

@@ -109,6 +109,9 @@ def test_another_folder_version_or_number_of_threads(
 ) -> None:
     again(tmp_path).add(cell, outcome)
     assert again(tmp_path, threads=2).find(cell) is None
+    single = replace(cell, precision="fp16")
+    again(tmp_path).add(single, outcome)
+    assert again(tmp_path, threads=2).find(single) == outcome
     assert Store(tmp_path / "elsewhere", 1).find(cell) is None
     with monkeypatch.context() as patch:
         patch.setattr(module, "installed_versions", lambda: {"torch": "0"})

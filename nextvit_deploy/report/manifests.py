@@ -214,7 +214,7 @@ def _provenance(fields: Fields, artifact: Fields, spec: Fields) -> Iterator[tupl
     yield "artefact sha256", artifact.sha256("sha256")
     yield "checkpoint", f"{checkpoint.text('name')}, {checkpoint.text('layout', 40)} layout"
     yield "checkpoint sha256", checkpoint.text("sha256", 64)
-    yield "weights", checkpoint.text("fingerprint", 64)
+    yield "weights' fingerprint", checkpoint.text("fingerprint", 64)
     yield "task", f"{spec.text('model', 80)}, {spec.text('task', 40)}, {spec.whole('num_classes')} classes"
     yield "input", f"{spec.whole('batch')}x3x{spec.whole('height')}x{spec.whole('width')}, {spec.text('input', 40)}"
     for part in ("engine", "coreml", "quantize"):

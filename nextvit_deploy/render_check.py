@@ -54,7 +54,7 @@ def _show_rows(console: Console, result: CheckResult) -> None:
     shown.add_column("cell", overflow="fold")
     for name in ("cost", "size", "kernels", "time"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("verdict", no_wrap=True)
+    shown.add_column("verdict", justify="right", no_wrap=True)
     for row in result.rows:
         manifest = row.outcome.manifest
         told = ("", "", "")

@@ -16,7 +16,7 @@ import numpy as np
 
 from nextvit_deploy.bisect.bundle_issue import Told, issue, title, versions
 from nextvit_deploy.bisect.bundle_shrink import shrink
-from nextvit_deploy.bisect.bundle_trial import Trial, Way, limit_of, run, way_for
+from nextvit_deploy.bisect.bundle_trial import Trial, Way, limit_of, relative_rms, run, way_for
 from nextvit_deploy.bisect.cut import Cut
 from nextvit_deploy.bisect.record import Bisection, Series
 from nextvit_deploy.folders import Kind, check_place, published_folder
@@ -37,6 +37,8 @@ _ARRAYS: Final = ("inputs.npz", "expected.npz", "got.npz")
 _STAND_INS: Final = tuple(f"cut.{mode}.onnx" for mode in ("emulated", "exact", "unrounded"))
 _PIECES: Final = ("cut.onnx", *_STAND_INS, *(f"cut.mlpackage/{name}" for name in (MANIFEST_JSON, MODEL, WEIGHTS)))
 _ALONE: Final = "the cut alone agrees: the difference needs what comes before"
+_MADE_HERE: Final = 2.0
+"""How many times as far from PyTorch as from the whole artefact a piece is that has the whole's failure."""
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 """What every file in an archive is dated, so that its bytes don't depend on the day; the earliest there is."""
 _MODE: Final = 0o100644
@@ -126,16 +128,21 @@ _KIND: Final = Kind("repro bundle", is_bundle, (*_PIECES, *_ARRAYS, BUNDLE, ARCH
 def _smallest(
     way: Way, cut: Cut, series: Series, scratch: Path, on_step: OnStep
 ) -> tuple[Trial, tuple[str, ...], float]:
-    """The smallest piece that fails, or all of it where it doesn't, what was found on the way, and the limit."""
+    """The smallest piece that fails, or all of it where it doesn't, what was found on the way, and the limit.
+
+    The piece, given what the whole was, must give what the whole gave; as far as it doesn't, since its inputs were
+    rounded to be kept, nothing can be told, so the limit is never below that.
+    """
     on_step("cut the piece out")
     whole = scratch / "whole" / way.name
     whole.parent.mkdir()
     piece = way.cut(way.source, list(cut.inputs), list(cut.expected or cut.got), whole, cut.inputs)
     on_step("execute the piece")
     trial = run(way, whole, piece, cut.inputs, cut.expected)
-    limit = limit_of(series.tolerance, cut.parting.error)
+    allowed, rounded = limit_of(series.tolerance, cut.parting.error), _MADE_HERE * _from_whole(trial, cut)
+    limit = max(allowed, rounded)
     if not _fails(trial, cut, limit):
-        return trial, (_why_not(trial, cut, limit),), limit
+        return trial, (_why_not(trial, cut, allowed),), limit
     on_step("make the piece smaller")
     found = shrink(way, trial, scratch, lambda each: _fails(each, cut, limit), series.tolerance)
     return found.trial, found.notes, limit
@@ -143,19 +150,30 @@ def _smallest(
 
 def _fails(trial: Trial, cut: Cut, limit: float) -> bool:
     """Whether this is the failure of the whole: about as far off, and broken only where that is."""
-    if trial.error is None or (trial.broken and np.isfinite(cut.parting.error)):
+    if trial.error is None:
         return False
-    return not trial.error <= limit
+    if trial.broken or not np.isfinite(trial.error):
+        return not np.isfinite(cut.parting.error)
+    return trial.error > limit
 
 
-def _why_not(trial: Trial, cut: Cut, limit: float) -> str:
+def _from_whole(trial: Trial, cut: Cut) -> float:
+    """How far what comes out of the piece is from what came out there in the whole; 0 where they can't be compared."""
+    apart = (relative_rms(trial.got[name], cut.got[name]) for name in trial.got if name in cut.got)
+    return max((each for each in apart if np.isfinite(each)), default=0.0)
+
+
+def _why_not(trial: Trial, cut: Cut, allowed: float) -> str:
     if trial.error is None:
         return "nothing in PyTorch answers to what comes out of the cut, so it is not known whether it fails"
     if trial.broken:
         return f"the cut alone can't be executed, while the whole artefact can: {trial.broken}"
-    if trial.error <= cut.parting.input_error or trial.error * 10 < limit:
-        return _ALONE
-    return f"the cut alone differs by {trial.error:.1e}, far less than the whole ({cut.parting.error:.1e}): {_ALONE}"
+    figures = f"alone it differs by {trial.error:.1e}, the whole by {cut.parting.error:.1e}"
+    if trial.error <= allowed:
+        return f"{_ALONE} ({figures})"
+    return (
+        f"it can't be told whether the cut alone fails ({figures}): what goes in and comes out was rounded to be kept"
+    )
 
 
 def _write(draft: Path, told: Told, cut: Cut, name: str) -> None:

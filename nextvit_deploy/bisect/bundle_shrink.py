@@ -40,8 +40,8 @@ def shrink(way: Way, trial: Trial, folder: Path, fails: Fails, tolerance: float)
     notes = []
     single = _one_share(way, trial, fails)
     if single is not None:
+        notes.append("of the images it was found on one batch is enough; the others were left out")
         trial = single
-        notes.append("one image is enough; the others were left out")
     if len(trial.piece.operations) == 1:
         return Shrunk(trial, tuple(notes))
     known = _between(way, trial, tolerance)

@@ -20,6 +20,7 @@ from tests.deploy.check.support_rows import (
     CELL,
     HOSTILE,
     SAME,
+    Json,
     answer,
     comparison,
     judged,
@@ -189,9 +190,7 @@ def test_other_rows_limits_are_none_of_this_ones() -> None:
         ({"target": "coreml", "coreml": {"activations": None, "weights": "int8"}}, ("coreml", "fp16")),
     ],
 )
-def test_an_artefact_that_was_there_has_the_limits_of_its_own_spec(
-    changes: dict[str, object], key: tuple[str, str]
-) -> None:
+def test_an_artefact_that_was_there_has_the_limits_of_its_own_spec(changes: Json, key: tuple[str, str]) -> None:
     limits = Limits(budgets={key: Budget(size=1)})
     cell = Cell("there", artefact="/models/x")
     assert [kind for kind, _ in problems(judged(outcome(manifest(**changes)), cell=cell, limits=limits))] == [

@@ -101,7 +101,7 @@ def done(name: str, *, failed: bool = False, cached: bool = False) -> Row:
 
 def test_rows_go_from_waiting_to_their_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(render_check.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("nextvit_deploy.render_check.time.monotonic", lambda: now[0])
     with live(cells(4), quiet=True) as found:
         found.event("cell-0", "running", None)
         found.event("cell-1", "running", None)

@@ -75,6 +75,16 @@ def test_only_what_is_needed_comes_along(files: dict[str, Path], tmp_path: Path)
     assert out.read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
+def test_what_other_exporters_note_of_the_machine_stays_behind(files: dict[str, Path], tmp_path: Path) -> None:
+    model, noted = onnx.load(str(files["fp32"])), tmp_path / "noted.onnx"
+    for each in (*model.graph.node, *model.graph.initializer, *model.graph.output):
+        each.doc_string = 'File "/somebody/net.py", line 1'
+        each.metadata_props.add(key="stack_trace", value="/somebody/net.py")
+    onnx.save(model, str(noted))
+    cut_onnx(noted, ["cat"], ["logits"], tmp_path / "cut.onnx")
+    assert b"somebody" not in (tmp_path / "cut.onnx").read_bytes()
+
+
 def test_int8_weights_are_no_operations(files: dict[str, Path], tmp_path: Path) -> None:
     piece = cut_onnx(files["int8"], ["add_4"], ["cat"], tmp_path / "cut.onnx")
     cut = onnx.load(str(tmp_path / "cut.onnx"))

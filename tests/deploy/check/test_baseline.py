@@ -114,8 +114,11 @@ def test_a_check_speaks_for_what_lies_below_it(tmp_path: Path) -> None:
 
 def test_weights_then_names_tell_apart_what_was_asked_for_alike(tmp_path: Path) -> None:
     one, other = manifest(), manifest(Checkpoint=OTHER, Artifact={"sha256": "b" * 64, "bytes": 1})
-    before = read_baseline(checked(tmp_path, ("one", one), ("other", other)))
     renamed = replace(CELL, name="renamed")
+    same_name = manifest(Checkpoint=OTHER | {"name": "nano.safetensors"}, Artifact={"sha256": "b" * 64, "bytes": 1})
+    alike = read_baseline(checked(tmp_path, ("one", one), ("other", same_name)))
+    assert [named(alike.before(renamed, each)) for each in (one, same_name)] == ["one", "other"]
+    before = read_baseline(checked(tmp_path, ("one", one), ("other", other)))
     assert named(before.before(renamed, one)) == "one"
     assert named(before.before(renamed, other)) == "other"
     trained = manifest(Checkpoint={"name": "x.pth", "fingerprint": "d" * 64})
@@ -258,8 +261,9 @@ def test_an_error_may_grow_by_the_ratio(then: Any, now: Any, ratio: float, floor
 def test_the_worst_input_counts() -> None:
     now = manifest(SAME, *(answer(PRECISION_COST, comparison(error)) for error in (9e-4, 1e-4)))
     assert moved(now, manifest())[f"error, {PRECISION_COST}"].after == "9.0e-04"
-    lost = manifest(SAME, *(answer(PRECISION_COST, comparison(error)) for error in ("nan", 1e-4)))
-    assert moved(lost, manifest())[f"error, {PRECISION_COST}"].after == "nan"
+    for errors in (("nan", 1e-4), (1e-4, "nan")):
+        lost = manifest(SAME, *(answer(PRECISION_COST, comparison(error)) for error in errors))
+        assert moved(lost, manifest())[f"error, {PRECISION_COST}"].after == "nan"
 
 
 @pytest.mark.parametrize(("factor", "regression"), [(1.1, False), (1.1000001, True)])
@@ -272,6 +276,8 @@ def test_size_kernels_and_latency_have_their_ratios(factor: float, *, regression
         {"nodes", "latency over PyTorch's"} if regression else set()
     )
     assert found["nodes"].allowed == "at most 77"
+    hundred = moved(manifest(Ops={"Conv": 115}), manifest(Ops={"Conv": 100}), Regression(kernels_ratio=1.15))["nodes"]
+    assert hundred == Move("nodes", "100", "115", "at most 115")  # 100 times 1.15 is less in floating point
     bigger = manifest(Artifact=grown | {"bytes": 1_870_001})
     assert moved(bigger, manifest(), allowed)["size"] == Move(
         "size", "1700000 bytes", "1870001 bytes", "at most 1870000 bytes", regression=True

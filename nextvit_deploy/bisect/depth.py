@@ -26,9 +26,7 @@ def anchors(traced: Traced, known: Known, matches: Mapping[str, Match]) -> dict[
         for tensor in step.outputs:
             for name in matches[tensor].nodes if tensor in matches else ():
                 # of several with these numbers that which bears the module's name, else the first
-                if name not in found or (
-                    step.module == known.nodes[name].module != traced.makers[found[name]].module
-                ):
+                if name not in found or (step.module == known.nodes[name].module != traced.makers[found[name]].module):
                     found[name] = tensor
     for node in known.nodes.values():
         if node.leaf and node.name not in found and (named := _by_name(node, traced)):

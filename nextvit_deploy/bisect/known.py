@@ -76,12 +76,12 @@ class _Recorder(fx.Interpreter):
         super().__init__(graph)
         self.seen: dict[str, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: D102 - the class docstring says it
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.seen[n.name] = value
         return value
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: D102
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if getattr(self.fetch_attr(target), "inplace", False):  # what was kept must stay as it is
             args = tuple(each.clone() if isinstance(each, Tensor) else each for each in args)
         return super().call_module(target, args, kwargs)
@@ -204,7 +204,9 @@ def carried_by(original: fx.GraphModule, rewritten: fx.GraphModule) -> dict[str,
 def _owners(node: fx.Node, left: set[str], fresh: set[str]) -> list[str]:
     name = str(node.target)
     parent, _, last = name.rpartition(".")
-    beside = [each for each in fresh if each.rpartition(".")[0] == parent and last in each.rpartition(".")[2].split("_")]
+    beside = [
+        each for each in fresh if each.rpartition(".")[0] == parent and last in each.rpartition(".")[2].split("_")
+    ]
     if beside:
         return sorted(beside)
     (made,) = node.all_input_nodes[:1] or (None,)

@@ -77,7 +77,7 @@ def apart(got: Array, wanted: Array) -> float:
     if got.size != wanted.size:
         return math.inf
     with np.errstate(all="ignore"):
-        difference = rms(got.reshape(-1).astype(np.float64) - wanted.reshape(-1))
+        difference = rms(got.reshape(-1).astype(np.float64) - wanted.reshape(-1).astype(np.float64))
     scale = rms(wanted)
     if difference == 0:
         return 0.0

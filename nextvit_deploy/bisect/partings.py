@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +49,7 @@ def partings(traced: Traced, known: Known, matches: Mapping[str, Match]) -> tupl
 def _sound_nodes(known: Known, matches: Mapping[str, Match]) -> set[str]:
     """Nodes that the artefact has too, or without which it could not have what is computed from them."""
     sound = {name for found in matches.values() for name in found.nodes}
-    for node in reversed(known.nodes.values()):
+    for node in reversed(list(known.nodes.values())):
         if node.given or not sound.isdisjoint(known.readers.get(node.name, ())):
             sound.add(node.name)
     return sound
@@ -75,10 +74,10 @@ def _is_real(traced: Traced, name: str) -> bool:
 
 
 def _places(
-    traced: Traced, known: Known, matches: Mapping[str, Match], sound: AbstractSet[str], agreed: AbstractSet[str]
+    traced: Traced, known: Known, matches: Mapping[str, Match], sound: set[str], agreed: set[str]
 ) -> list[_Place]:
     front = [n for n in known.nodes.values() if n.name not in sound and sound.issuperset(n.inputs)]
-    places = []
+    places = list[_Place]()
     for step in traced.steps:
         read = traced.read(step)
         if not read or not agreed.issuperset(read) or agreed.issuperset(step.outputs):
@@ -101,7 +100,7 @@ def _counterpart(step: Step, read: tuple[str, ...], front: list[Node], matches: 
     return next((node for node in front if node.module == step.module), front[0] if front else None)
 
 
-def _blamed(step: Step, node: Node | None, known: Known, sound: AbstractSet[str]) -> str:
+def _blamed(step: Step, node: Node | None, known: Known, sound: set[str]) -> str:
     """The module that an operation should have computed: its own, or one in front that the artefact leaves out."""
     own = step.module if step.module in known.modules else ""
     if node is None or not own or own == node.module:
@@ -112,9 +111,7 @@ def _blamed(step: Step, node: Node | None, known: Known, sound: AbstractSet[str]
     return node.module if node.leaf else own
 
 
-def _cut(
-    place: _Place, traced: Traced, known: Known, matches: Mapping[str, Match], agreed: AbstractSet[str]
-) -> Cut:
+def _cut(place: _Place, traced: Traced, known: Known, matches: Mapping[str, Match], agreed: set[str]) -> Cut:
     end, wanted = _first_difference(place, traced, known, agreed)
     steps = _between(place.step, end, traced, agreed)
     inner = {name for step in steps for name in step.outputs}
@@ -140,9 +137,7 @@ def _cut(
     return Cut(parting, inputs, expected, got, parting.operations)
 
 
-def _first_difference(
-    place: _Place, traced: Traced, known: Known, agreed: AbstractSet[str]
-) -> tuple[str, Node | None]:
+def _first_difference(place: _Place, traced: Traced, known: Known, agreed: set[str]) -> tuple[str, Node | None]:
     """The first tensor behind a parting that PyTorch has one of the same size for, and that one."""
     meant = list(known.leaves(place.step.module))
     if place.node is not None:
@@ -164,7 +159,7 @@ def _first_difference(
     return first, None
 
 
-def _between(start: Step, end: str, traced: Traced, agreed: AbstractSet[str]) -> tuple[Step, ...]:
+def _between(start: Step, end: str, traced: Traced, agreed: set[str]) -> tuple[Step, ...]:
     """The operations from the last agreement to ``end``, in order."""
     wanted, queue = {start.operation}, [end]
     while queue:
@@ -179,8 +174,8 @@ def _between(start: Step, end: str, traced: Traced, agreed: AbstractSet[str]) ->
 def _stored(traced: Traced, name: str, values: Array) -> Array:
     """Numbers in the type that the artefact stores the tensor in."""
     kind = traced.stored(name)
-    if values.dtype.kind == "f" and kind.kind in "iu":
-        limits = np.iinfo(kind)
+    if values.dtype.kind == "f" and kind in (np.int8, np.uint8):
+        limits = np.iinfo(np.int8 if kind == np.int8 else np.uint8)
         return np.clip(np.rint(values), limits.min, limits.max).astype(kind)
     with np.errstate(over="ignore"):
         return values.astype(kind)

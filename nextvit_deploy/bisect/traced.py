@@ -67,7 +67,7 @@ def trace(executor: Executor, name: str, runs: Sequence[Array]) -> Traced:
     # a file that ONNX Runtime can't load as a whole is traced as far as it goes
     opened = nullcontext() if isinstance(executor, OnnxRuntime) else cast("AbstractContextManager[object]", executor)
     with opened:
-        steps = executor.steps
+        steps = executor.steps()
         for each in runs:
             try:
                 executor.trace({name: each}, lambda tensor, values: seen.setdefault(tensor, []).append(values))

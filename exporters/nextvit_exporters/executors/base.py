@@ -82,7 +82,6 @@ class Step:
 class Traceable(Protocol):
     """An executor that shows every tensor on the way."""
 
-    @property
     def steps(self) -> tuple[Step, ...]:
         """Every operation that is executed, in order, constants left out; the executor must have been entered."""
         ...

@@ -119,7 +119,6 @@ class MilReference:
         """
         self._run(inputs, see)
 
-    @property
     def steps(self) -> tuple[base.Step, ...]:
         """Every operation that is executed, constants and ``classify`` left out."""
         if self._program is None:

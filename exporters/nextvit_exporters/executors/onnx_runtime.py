@@ -67,7 +67,6 @@ class OnnxRuntime:
         names = [output.name for output in self._session.get_outputs()]
         return self._execute(self._session, inputs, names)
 
-    @property
     def steps(self) -> tuple[Step, ...]:
         """Every node but constants; the executor needs not be entered, so that a file that can't run is told too."""
         return steps_of(self._read())

@@ -139,7 +139,6 @@ class TensorRTNetwork:
         """
         return self._run(inputs, None)
 
-    @property
     def steps(self) -> tuple[base.Step, ...]:
         """Every layer but constants; its module is that of the ONNX node it was made from."""
         if self._network is None:

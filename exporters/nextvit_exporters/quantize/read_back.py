@@ -63,7 +63,7 @@ def check_steps(model: onnx.ModelProto, expected: Mapping[str, MapSteps]) -> Non
     if wrong := sorted(found.keys() ^ expected.keys()):
         raise BuildFailed(f"{wrong[0]} is {'' if wrong[0] in found else 'not '}in INT8; export again")
     for name, wanted in expected.items():
-        if what := _difference(found[name], wanted):
+        if what := difference_of(found[name], wanted):
             raise BuildFailed(f"{name} {what}; export again")
     _check_readers(model)
 
@@ -136,7 +136,7 @@ def _module(node: onnx.NodeProto) -> str:
     return str(node.name).rpartition("/")[0]
 
 
-def _difference(found: MapSteps, wanted: MapSteps) -> str | None:
+def difference_of(found: MapSteps, wanted: MapSteps) -> str | None:
     """In what a map is not as it was meant; None where it is."""
     if found.activation != wanted.activation:
         return f"reads its input in steps of {found.activation:.6g}, not {wanted.activation:.6g}"

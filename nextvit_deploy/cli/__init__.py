@@ -16,7 +16,20 @@ import typer
 
 from nextvit_deploy import __version__
 from nextvit_deploy import terminal as t
-from nextvit_deploy.cli import bench, check, convert, coreml, evaluate, init, looks, onnx, trt
+from nextvit_deploy.cli import (
+    bench,
+    bisect,
+    check,
+    convert,
+    coreml,
+    evaluate,
+    init,
+    looks,
+    onnx,
+    report,
+    reproduce,
+    trt,
+)
 
 app = typer.Typer(
     name="nextvit-export",
@@ -31,8 +44,11 @@ for _command in (
     coreml.coreml,
     init.init,
     check.check,
+    bisect.bisect,
+    report.report,
     looks.verify,
     evaluate.evaluate,
+    reproduce.reproduce,
     looks.inspect,
     looks.lint,
     bench.bench,

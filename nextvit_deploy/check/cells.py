@@ -42,6 +42,8 @@ class Cell:
     calibration_size: int = 128
     layers: bool = True
     """Whether each layer's error is measured as well."""
+    pictures: int | None = None
+    """How many pictures a made artefact is evaluated over, for their worst ones and its accuracy; None for none."""
     latency: bool = False
     """Whether the latency on this machine's CPU is measured, as a ratio to PyTorch's."""
 

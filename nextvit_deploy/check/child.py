@@ -54,6 +54,8 @@ def run_cell(cell: Cell, output: Path) -> Outcome:
     outcome = Outcome(manifest=manifest.as_dict(), artefact=str(manifest.artifact.path))
     if cell.layers:
         outcome = _with_layers(cell, outcome, manifest, request)
+    if cell.pictures is not None:
+        _evaluate(cell, manifest.artifact.path, cell.pictures)
     return _with_latency(outcome, manifest, request) if cell.latency else outcome
 
 
@@ -130,6 +132,18 @@ def _with_layers(cell: Cell, outcome: Outcome, manifest: Manifest, request: Requ
         _tell(f"no layers: {error}")
         return outcome
     return replace(outcome, layers=found)
+
+
+def _evaluate(cell: Cell, path: Path, count: int) -> None:
+    """What ``evaluate`` writes, beside what was made here; it says how much, never whether."""
+    from nextvit_deploy.evaluate.run import EvaluateRequest, evaluate
+
+    folder = None if cell.images is None else Path(cell.images)
+    asked = EvaluateRequest(path, folder, cell.checkpoint, cell.ema, limit=count, workers=1)
+    try:
+        evaluate(asked, lambda step, _done, _total: _tell(step))
+    except DeployError as error:
+        _tell(f"not evaluated: {error}")
 
 
 def _with_latency(outcome: Outcome, manifest: Manifest, request: Request) -> Outcome:

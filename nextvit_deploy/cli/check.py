@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONFIG: Final = Path("nextvit-export.toml")
 _KEPT: Final = "what was finished is kept, and the same command goes on from there"
 
+_PICTURES: Final = 64
+"""That ``all`` evaluates each artefact over: enough to show the worst, a few seconds each."""
+
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="[CONFIG]", help="What to check; init writes one.", show_default=True)
 ]
@@ -106,7 +109,8 @@ def all_lanes(
             _absolute(checkpoint), lanes, None if calibration is None else str(calibration.absolute())
         )
         pictures = None if images is None else str(images.absolute())
-        cells = tuple(replace(each, images=pictures, count=count, ema=ema) for each in cells)
+        judged = None if checkpoint is not None and images is None else _PICTURES
+        cells = tuple(replace(each, images=pictures, count=count, ema=ema, pictures=judged) for each in cells)
         request = CheckRequest(cells, output or Path("exports"), notes=notes)
         result = _run(request, running)
     _leave(result)

@@ -32,7 +32,7 @@ def test_make_targets_exist() -> None:
 
 def test_commands_on_the_demo_run_in_their_order(tmp_path: Path) -> None:
     on_the_demo = [c for c in COMMANDS if c.startswith(".venv/bin/nextvit-export") and "nextvit_small" not in c]
-    assert len(on_the_demo) == 11
+    assert len(on_the_demo) == 16
     if find_spec("tensorrt_rtx") is None:  # there are no wheels of it for this machine
         on_the_demo = [c for c in on_the_demo if " trt " not in c and ".engine" not in c]
     if find_spec("coremltools") is None:

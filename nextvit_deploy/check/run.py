@@ -48,6 +48,8 @@ class CheckRequest:
     baseline: Path | None = None
     timeout: float = TIMEOUT
     fresh: bool = False
+    whole: bool = True
+    """Whether these are all cells that there are: only then is what the baseline has beside them gone."""
     notes: tuple[str, ...] = ()
 
 
@@ -60,8 +62,10 @@ def check(request: CheckRequest, on_event: OnEvent) -> CheckResult:
     start, jobs = time.perf_counter(), _jobs(request)
     place = request.output / RESULT
     check_writable(place)
-    before = None if request.baseline is None else read_baseline(request.baseline).among(
-        [cell.name for cell in request.cells]
+    before = (
+        None
+        if request.baseline is None
+        else read_baseline(request.baseline).among([cell.name for cell in request.cells])
     )
     threads = max(1, (os.cpu_count() or 1) // jobs)
     store = Store(request.output, threads, fresh=request.fresh)
@@ -87,7 +91,7 @@ def check(request: CheckRequest, on_event: OnEvent) -> CheckResult:
         rows=ordered,
         output=str(request.output),
         baseline=None if request.baseline is None else str(request.baseline),
-        notes=(*request.notes, *_notes(store), *(() if before is None else before.gone(ordered))),
+        notes=(*request.notes, *_notes(store), *(before.gone(ordered) if before is not None and request.whole else ())),
         seconds=round(time.perf_counter() - start, 3),
         jobs=jobs,
     )

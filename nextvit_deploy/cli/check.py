@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -81,6 +82,7 @@ def check(config: ConfigFile = CONFIG, *, output: Folder = None, only: Only = No
             jobs=asked.jobs,
             baseline=asked.baseline,
             timeout=asked.timeout or TIMEOUT,
+            whole=not only,
         )
         result = _run(request, running)
     _leave(result)
@@ -169,7 +171,8 @@ def _write(result: CheckResult, running: Running) -> None:
     if running.junit is not None:
         atomic_write(running.junit, junit(result).encode())
     if running.sarif is not None:
-        text = json.dumps(sarif(result, Path.cwd()), indent=2, allow_nan=False) + "\n"
+        base = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd())  # what code scanning resolves addresses against
+        text = json.dumps(sarif(result, base), indent=2, allow_nan=False) + "\n"
         atomic_write(running.sarif, text.encode())
     if running.summary is not None:
         before = running.summary.read_bytes() if running.summary.is_file() else b""

@@ -1,0 +1,1 @@
+"""A user's own preprocessing held against what a checkpoint wants, step by step."""

@@ -125,7 +125,8 @@ def depth(found: Bisection) -> Chart | None:
         mark = {
             "type": "text",
             "align": "right" if right else "left",
-            "dx": -12 if right else 12,
+            "dx": 8 if right else -8,
+            "dy": -16,
             "color": "var(--bad)",
         }
         layers.append(layer(mark, some, {"x": x, "y": y, "text": {"field": "text"}}))

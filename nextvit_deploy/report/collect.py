@@ -63,10 +63,9 @@ def collect(folder: Path) -> Collected:
             found.skip(path, error)
     items = ordered(_items(folder, found))
     if not items:
-        more = f" ({len(found.skipped)} JSON files were skipped: {found.skipped[0][0]}: {found.skipped[0][1]})"
         raise DeployError(
-            f"{folder} holds no manifest of an artefact and no {CHECK}{more if found.skipped else ''}; export into it "
-            "first, such as with: nextvit-export onnx --output DIR"
+            f"{folder} holds no manifest of an artefact and no {CHECK}{_skipped(found)}; export into it first, such as "
+            "with: nextvit-export onnx --output DIR"
         )
     return Collected(
         name=clean(folder.resolve().name, 80),
@@ -75,6 +74,14 @@ def collect(folder: Path) -> Collected:
         notes=tuple(found.notes),
         baseline=found.baseline,
     )
+
+
+def _skipped(found: _Found) -> str:
+    """Of what was left out the number and the first."""
+    if not found.skipped:
+        return ""
+    (name, why), count = found.skipped[0], len(found.skipped)
+    return f" ({count} JSON {'file was' if count == 1 else 'files were'} skipped: {name}: {why})"
 
 
 def _json_files(folder: Path, found: _Found) -> list[Path]:
@@ -112,7 +119,7 @@ def _sort_in(folder: Path, path: Path, found: _Found) -> None:
 
 def _read_check(fields: Fields, path: Path, found: _Found) -> None:
     found.notes += fields.texts("notes")
-    found.baseline = found.baseline or fields.text_or("baseline").rpartition("/")[2]
+    found.baseline = found.baseline or "/".join(fields.text_or("baseline").split("/")[-2:])
     for number, row in enumerate(fields.many("rows")):
         try:
             found.rows.append(_row(row))
@@ -124,7 +131,7 @@ def _row(row: Fields) -> Item:
     cell, outcome = row.one("cell"), row.one("outcome")
     told = outcome.one_or_none("manifest")
     made = None if told is None else made_of(told)
-    problems = tuple(f"{each.text('kind', 40)}: {each.text('message', 1000)}" for each in row.many("problems"))
+    problems = tuple(each.text("message", 1000) for each in row.many("problems"))
     verdicts = [verdict_of(row), *([Verdict.NOT_VERIFIED] if made is None else [])]
     layers = outcome.one_or_none("layers")
     return Item(
@@ -268,12 +275,10 @@ def _reasons(made: Made) -> tuple[str, ...]:
 def _joined(row: Item, disk: Item) -> Item:
     """A check's row and the manifest beside the artefact, which may have been added to since."""
     latencies = tuple(dict.fromkeys((*row.latencies, *disk.latencies)))
-    problems = row.problems or disk.problems
-    doubts = tuple(each for each in disk.problems if each not in problems and disk.verdict is not Verdict.VERIFIED)
+    told = _reasons(disk.made) if disk.made else ()
+    problems = (*(each for each in disk.problems if each not in told), *(row.problems or told))
     verdict = worst([row.verdict, disk.verdict])
-    return replace(
-        row, verdict=verdict, problems=(*problems, *doubts), made=disk.made, latencies=latencies, place=disk.place
-    )
+    return replace(row, verdict=verdict, problems=problems, made=disk.made, latencies=latencies, place=disk.place)
 
 
 def _with_findings(items: list[Item], found: _Found) -> list[Item]:

@@ -10,6 +10,7 @@ from nextvit_deploy.bisect.record import Bisection
 from nextvit_deploy.precision.record import PrecisionPlan
 from nextvit_deploy.verdict import Verdict, worst
 
+NETWORK: Final = "same network"
 COST: Final = "precision cost"
 """The question whose answer is an artefact's error."""
 LANES: Final = ("onnx", "trt", "coreml")
@@ -177,6 +178,12 @@ class Item:
         """The check with that error."""
         found = [each for each in self._costs if each.error is not None]
         return max(found, key=lambda each: each.error or 0.0, default=None)
+
+    @property
+    def network(self) -> Check | None:
+        """Whether it is the same network: the worst answer, None where nobody asked."""
+        found = [] if self.made is None else [each for each in self.made.checks if each.question == NETWORK]
+        return min(found, key=lambda each: (_WORST_FIRST.index(each.verdict), -(each.error or 0.0)), default=None)
 
     @property
     def _costs(self) -> tuple[Check, ...]:

@@ -136,7 +136,7 @@ def _device_latency(device: Fields | None, notes: list[str]) -> Iterator[Latency
             p50, p90, p99 = (told.number(name) for name in ("p50", "p90", "p99"))
             yield Latency(
                 "measured",
-                f"{p50:.3g} ms",
+                f"{p50:.3g} ms" if which == _TRANSFERS[0] else f"{p50:.3g} ms {which}",
                 f"{p50:.3f} ms {which} on {gpu} (p90 {p90:.3f}, p99 {p99:.3f}; shape {shape})",
             )
     except Unreadable as error:

@@ -15,13 +15,12 @@ from nextvit_deploy.outputs import check_writable
 from nextvit_deploy.report import charts
 from nextvit_deploy.report.charts import by_block, series_of
 from nextvit_deploy.report.collect import collect
-from nextvit_deploy.report.facts import COST, Check, Collected, Item
+from nextvit_deploy.report.facts import COST, NETWORK, Check, Collected, Item
 from nextvit_deploy.report.html import fill
 from nextvit_deploy.report.marks import LANE_COLOURS, Chart
-from nextvit_deploy.report.trade_off import trade_off
+from nextvit_deploy.report.trade_off import timed, trade_off
 from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.files import atomic_write
-from nextvit_exporters.targets import SAME_NETWORK
 
 REPORT: Final = "report.html"
 """Its name in the folder, where nobody says otherwise."""
@@ -42,11 +41,14 @@ class Shown:
     sqnr: str
     error: str
     agrees: str
+    network: str
+    network_verdict: str
     room: str
     share: int | None
     """Percent of the tolerance, on a scale of six powers of ten."""
     decisions: str
     latency: str
+    short_latency: str
     depth: Markup | None
     blocks: list[list[str]]
     headroom: Markup | None
@@ -102,7 +104,8 @@ def _headline(found: Collected) -> str:
     if counts[Verdict.VERIFIED] == total:
         every = "The artefact was" if total == 1 else f"All {total} artefacts were"
         return f"{every} executed and stayed within tolerance of PyTorch."
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) + f", of {total}"
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Of {total} artefact{'s' * (total > 1)}: {listed}."
 
 
 def _about(found: Collected) -> list[tuple[str, str]]:
@@ -119,7 +122,7 @@ def _about(found: Collected) -> list[tuple[str, str]]:
 
 
 def _shown(name: str, item: Item, largest: int) -> Shown:
-    made, check = item.made, item.worst_check
+    made, check, network = item.made, item.worst_check, item.network
     size = "" if made is None else f"{made.size / 1e6:.2f} MB"
     smaller = f"{made.size / largest:.0%} of the largest" if made and made.size < largest else ""
     return Shown(
@@ -132,10 +135,13 @@ def _shown(name: str, item: Item, largest: int) -> Shown:
         sqnr=_db(check.sqnr_db) if check else "",
         error=f"{_number(check.error)} ({_db(check.sqnr_db)})" if check else "",
         agrees=_agrees(item),
+        network="" if network is None else _number(network.error) or "not executed",
+        network_verdict="" if network is None else str(network.verdict),
         room=_room(check),
         share=_share(check),
         decisions=_decisions(item),
         latency="; ".join(each.short + ("" if each.basis == "measured" else " (estimate)") for each in item.latencies),
+        short_latency=timed(item.latencies) or next((f"{each.short} (estimate)" for each in item.latencies), ""),
         depth=_drawn(charts.depth(item.layers), f"{name}-depth") if item.layers else None,
         blocks=_blocks(item),
         headroom=_drawn(charts.headroom(made.headroom), f"{name}-room") if made and made.headroom else None,
@@ -212,9 +218,9 @@ def _check(check: Check) -> tuple[Check, str, tuple[str, ...]]:
 
 def _blocks(item: Item) -> list[list[str]]:
     """By block, the last error of each question."""
-    known = [by_block(s) for q in (SAME_NETWORK, COST) for s in [series_of(item.layers, q)] if s is not None]
+    known = [by_block(s) for q in (NETWORK, COST) for s in [series_of(item.layers, q)] if s is not None]
     names = list(dict.fromkeys(name for each in known for name in each))
-    same, cost = ({} if (s := series_of(item.layers, q)) is None else by_block(s) for q in (SAME_NETWORK, COST))
+    same, cost = ({} if (s := series_of(item.layers, q)) is None else by_block(s) for q in (NETWORK, COST))
     return [[name, _number(same.get(name)), _number(cost.get(name))] for name in names[:_LAYERS]]
 
 

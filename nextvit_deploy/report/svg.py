@@ -60,7 +60,7 @@ def render(drawn: Mapping[str, object], name: str, told: str) -> str:
     try:
         import vl_convert
     except ImportError as error:
-        raise MissingExtra("a report's charts", "report") from error
+        raise MissingExtra("a report", "report") from error
     root = ET.fromstring(vl_convert.vegalite_to_svg(dict(drawn)))  # noqa: S314 - our own chart, its texts escaped
     _clean(root, name)
     names = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
@@ -21,14 +19,8 @@ from nextvit_deploy.check.result import CheckResult, Kind, Move, Outcome, Proble
 Json = dict[str, Any]
 
 EVIL: Final = "<img src=x onerror=alert(1)> \"'&amp;{{ 7*7 }}\u202e"
-BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 _TARGETS: Final = {"onnx": "onnx", "trt": "tensorrt", "coreml": "coreml"}
 _MODULES: Final = ("stem.0.conv", "stem.1.conv", "features.0.mlp.conv1", "features.1.e_mhsa.q", "norm", "proj_head.0")
-
-
-def chromium() -> str | None:
-    """A browser on this machine: $CHROMIUM, or one on the PATH."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def digest(text: str) -> str:
@@ -204,7 +196,7 @@ def evaluation(name: str, sha256: str, thumbnail: object = None) -> Json:
 def put(folder: Path, made: Json, data: bytes = b"") -> Path:
     """An artefact and its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / made["artifact"]["file"]
+    path: Path = folder / made["artifact"]["file"]
     path.write_bytes(data)
     write(Path(f"{path}.json"), made)
     return path

@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Final, Literal
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # it ships no types
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
 
+from docs.browsers import BROWSERS, OPTIONS, find_browser
 from nextvit_deploy.report.page import write_report
-from tests.deploy.report.support_report import BROWSERS, checked, chromium, whole
+from tests.deploy.report.support_report import checked, whole
 
 Scheme = Literal["light", "dark"]
 
-_OPTIONS: Final = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 _SHIFTS: Final = """
 window.shifts = 0;
 new PerformanceObserver(list => { for (const each of list.getEntries()) window.shifts += each.value; })
@@ -35,14 +28,14 @@ _SIZES: Final = ((320, 640), (390, 844), (1280, 900))
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
+    path = find_browser()
     if path is None:
         why = f"no browser: set CHROMIUM, or install one of {', '.join(BROWSERS)}"
         if "CI" in os.environ:
             pytest.fail(why)
         pytest.skip(why)
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=list(_OPTIONS))
+        launched = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
         yield launched
         launched.close()
 
@@ -65,8 +58,12 @@ class Watched:
         self.page.on("pageerror", lambda each: self.trouble.append(str(each)))
         self.page.on("requestfailed", lambda each: self.trouble.append(each.url))
         self.page.on("request", lambda each: self.requests.append(each.url))
-        self.page.on("dialog", lambda each: (self.trouble.append(each.message), each.dismiss()))
+        self.page.on("dialog", self._dialog)
         self.page.goto(path.as_uri())
+
+    def _dialog(self, shown: Dialog) -> None:
+        self.trouble.append(shown.message)
+        shown.dismiss()
 
 
 def opened(browser: Browser, path: Path, size: tuple[int, int], scheme: Scheme = "light") -> Watched:

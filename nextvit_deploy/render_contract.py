@@ -1,0 +1,123 @@
+"""A comparison of preprocessings in words, for people and as JSON."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from nextvit_deploy.contract.given import Given
+from nextvit_deploy.contract.search import TOLERANCE, Found
+from nextvit_deploy.contract.steps import Steps, resized_short_side, statistics
+from nextvit_models.preprocessing import Preprocessing
+
+
+def difference(step: str, steps: Steps, wanted: Preprocessing) -> str:
+    """Which step differs, and what to do about it, in one sentence."""
+    return f"{_yours(step, steps, wanted)}; {_fix(step, wanted)}"
+
+
+def named(steps: Steps, wanted: Preprocessing) -> str:
+    """The steps that aren't the contract's, in a few words."""
+    contract = Steps(filter=wanted.interpolation)
+    return ", ".join(f"{each} {steps.value(each)}" for each in steps.differing(contract)) or "as the contract says"
+
+
+def conclusion(found: Found) -> str:
+    """The outcome in one line."""
+    if found.agrees:
+        return f"agrees with the checkpoint, {found.largest:.2f} of 255 apart at most"
+    if found.explained:
+        return f"differs from the checkpoint in: {', '.join(found.differing)}"
+    return f"differs from the checkpoint, up to {found.from_contract:.0f} of 255, and no three known steps explain it"
+
+
+def as_record(found: Found, given: Given, wanted: Preprocessing) -> dict[str, object]:
+    """The comparison for a machine to read."""
+    return {
+        "agrees": found.agrees,
+        "explained": found.explained,
+        "conclusion": conclusion(found),
+        "contract": wanted.as_dict(),
+        "differing": {each: difference(each, found.steps, wanted) for each in found.differing},
+        "steps": {each: found.steps.value(each) for each in Steps.__slots__},
+        "tolerance": TOLERANCE,
+        "largest": found.largest,
+        "mean": found.mean,
+        "largest_from_contract": found.from_contract,
+        "others": [named(each, wanted) for each in found.others],
+        "unseen": [named(each, wanted) for each in found.unseen],
+        "where": found.where,
+        "notes": list(given.notes),
+    }
+
+
+def show_preproc(console: Console, found: Found, given: Given, wanted: Preprocessing) -> None:
+    """The outcome, each differing step with its fix, and what the picture can't show."""
+    _say(console, f"contract: {_contract(wanted)}")
+    _say(console, conclusion(found))
+    if found.explained:
+        for step in found.differing:
+            _say(console, f"  {step}: {difference(step, found.steps, wanted)}")
+        if not found.agrees:
+            _say(console, f"  with that, {found.largest:.2f} of 255 apart at most (tolerance {TOLERANCE})")
+    else:
+        _say(console, f"  closest: {named(found.steps, wanted)}, {found.mean:.1f} of 255 apart on average")
+        _say(console, f"  where: {found.where}")
+    for other in found.others:
+        _say(console, f"  would explain it too: {named(other, wanted)}")
+    for note in given.notes:
+        _say(console, f"note: {note}")
+    if found.unseen:
+        _say(console, f"this picture can't show: {'; '.join(named(each, wanted) for each in found.unseen)}")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def _contract(wanted: Preprocessing) -> str:
+    return (
+        f"RGB, short side to {resized_short_side(wanted)} ({wanted.interpolation}, antialiased), centre "
+        f"{wanted.image_size}, divide by 255, mean {wanted.mean}, std {wanted.std}"
+    )
+
+
+def _yours(step: str, steps: Steps, wanted: Preprocessing) -> str:
+    mean, std = statistics(steps.stats, wanted)
+    value = steps.value(step)
+    said = {
+        "filter": f"resized with {value}",
+        "antialias": "resized without antialiasing",
+        "geometry": "squashed to the square" if value == "squash" else f"short side resized to {wanted.image_size}",
+        "crop": "cropped at the top left corner" if value == "corner" else f"cropped {value} of the centre",
+        "channels": "channels in the order BGR",
+        "orientation": "the camera's orientation is ignored",
+        "scale": {
+            "none": "pixels not divided by 255",
+            "twice": "pixels divided by 255 twice",
+            "1/127.5 - 1": "pixels scaled to -1 to 1",
+        }.get(value, ""),
+        "stats": {
+            "none": "not normalised",
+            "no std": "the mean is subtracted, but not divided by std",
+            "no mean": "divided by std, but no mean is subtracted",
+            "swapped": "mean and std are swapped",
+            "reversed": "mean and std are in the order BGR",
+        }.get(value, f"normalised with mean {mean} and std {std}"),
+        "layout": "laid out as height, width, channels",
+    }
+    return said[step]
+
+
+def _fix(step: str, wanted: Preprocessing) -> str:
+    return {
+        "filter": f"resize with {wanted.interpolation}",
+        "antialias": "resize with antialias=True, or with Pillow",
+        "geometry": f"resize the short side to {resized_short_side(wanted)} and keep the proportions",
+        "crop": f"crop the centre {wanted.image_size} x {wanted.image_size}, as torchvision's CenterCrop does",
+        "channels": "convert to RGB",
+        "orientation": "apply it first, with PIL.ImageOps.exif_transpose",
+        "scale": "divide by 255 once, before mean and std",
+        "stats": f"subtract mean {wanted.mean}, then divide by std {wanted.std}",
+        "layout": "transpose to channels, height, width",
+    }[step]

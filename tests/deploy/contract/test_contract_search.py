@@ -1,0 +1,109 @@
+"""Each way to get one step wrong is found and named, by the fewest steps that explain it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from nextvit_deploy.contract.given import test_picture as make_picture
+from nextvit_deploy.contract.search import TOLERANCE, search
+from nextvit_deploy.contract.steps import ORIENTATION, Steps, Values, pixels, single_deviations, statistics, to_tensor
+from nextvit_deploy.render_contract import difference
+from nextvit_models.preprocessing import Preprocessing
+
+WANTED = Preprocessing(image_size=64, crop_pct=0.875)
+CONTRACT = Steps(filter=WANTED.interpolation)
+SINGLE = tuple(
+    each for each in single_deviations(CONTRACT) if each.stats != "ImageNet"
+)  # which is the contract here, and has a test of its own
+
+
+def turned() -> Image.Image:
+    """A picture that the camera took on its side."""
+    picture = make_picture()
+    picture.getexif()[ORIENTATION] = 6
+    return picture
+
+
+def made(steps: Steps, wanted: Preprocessing = WANTED) -> Values:
+    return to_tensor(pixels(turned(), steps, wanted), steps, wanted)
+
+
+@pytest.mark.parametrize("steps", SINGLE, ids=lambda each: "-".join(map(each.value, each.differing(CONTRACT))))
+def test_one_wrong_step_is_named(steps: Steps) -> None:
+    found = search(made(steps), "CHW", turned(), WANTED)
+    assert (found.explained, found.agrees, found.steps, found.others) == (True, False, steps, ())
+    assert found.from_contract > TOLERANCE
+    assert ";" in difference(found.differing[0], found.steps, WANTED)
+
+
+def test_the_contract_agrees() -> None:
+    found = search(made(CONTRACT), "CHW", turned(), WANTED)
+    assert found.agrees
+    assert found.unseen == ()
+
+
+def test_imagenet_where_the_checkpoint_has_its_own() -> None:
+    wanted = replace(WANTED, mean=(0.39, 0.33, 0.31), std=(0.26, 0.12, 0.13))
+    steps = replace(CONTRACT, stats="ImageNet")
+    found = search(made(steps, wanted), "CHW", turned(), wanted)
+    assert found.steps == steps
+    assert "0.485" in difference("stats", found.steps, wanted)
+    assert "0.39" in difference("stats", found.steps, wanted)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        replace(CONTRACT, channels="BGR", geometry="squash"),
+        replace(CONTRACT, filter="bilinear", antialias="no"),
+        replace(CONTRACT, scale="none", stats="none"),
+        replace(CONTRACT, filter="bilinear", channels="BGR", stats="no std"),
+    ],
+)
+def test_several_wrong_steps(steps: Steps) -> None:
+    found = search(made(steps), "CHW", turned(), WANTED)
+    assert (found.explained, found.steps) == (True, steps)
+
+
+def test_another_layout_is_a_difference() -> None:
+    found = search(made(CONTRACT), "HWC", turned(), WANTED)
+    assert (found.explained, found.agrees, found.differing) == (True, False, ("layout",))
+
+
+@pytest.mark.parametrize("first", ["pixels", "floats"])
+def test_torchvision_agrees_on_whole_pixels_and_on_floats(first: str) -> None:
+    cut = [v2.Resize(73, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(64)]
+    convert = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    steps = [*cut, *convert] if first == "pixels" else [*convert, *cut]
+    tensor = v2.Compose([*steps, v2.Normalize(WANTED.mean, WANTED.std)])(make_picture())
+    found = search(tensor.numpy().astype(np.float64), "CHW", make_picture(), WANTED)
+    assert found.agrees, found
+
+
+def test_what_nothing_explains_says_where() -> None:
+    tensor = made(CONTRACT)
+    tensor[1, 20:30, 40:50] += 1
+    found = search(tensor, "CHW", turned(), WANTED)
+    assert not found.explained
+    assert not found.agrees
+    assert found.steps == CONTRACT
+    assert "largest in channel 1" in found.where
+
+
+def test_a_flat_picture_shows_little() -> None:
+    flat = Image.new("RGB", (90, 80), (120, 120, 120))
+    tensor = to_tensor(pixels(flat, CONTRACT, WANTED), CONTRACT, WANTED)
+    found = search(tensor, "CHW", flat, WANTED)
+    assert found.agrees
+    assert {"filter", "geometry", "crop", "channels"} <= {each.differing(CONTRACT)[0] for each in found.unseen}
+
+
+def test_the_statistics_are_what_they_are_called() -> None:
+    assert statistics("reversed", WANTED) == (WANTED.mean[::-1], WANTED.std[::-1])
+    assert statistics("swapped", WANTED) == (WANTED.std, WANTED.mean)

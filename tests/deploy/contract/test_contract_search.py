@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from nextvit_deploy.contract.given import test_picture as make_picture
 from nextvit_deploy.contract.search import TOLERANCE, search

@@ -66,7 +66,6 @@ def test_everything_is_on_it_in_its_order(good: str) -> None:
             "Size, latency, accuracy",
             "Error by layer",
             "How far it is from PyTorch",
-            "Precision plan",
             "Images nearest to another class",
             "Passes: 2 of 2 certified",
             "Provenance",
@@ -76,6 +75,7 @@ def test_everything_is_on_it_in_its_order(good: str) -> None:
     ]
     assert places == sorted(places)
     assert "nextvit-export evaluate nano_fp16.onnx PICTURES" in body
+    assert "Precision plan" in body
     assert "not measured" in body
     assert "Skipped files" not in body
 

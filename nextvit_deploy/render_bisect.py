@@ -57,7 +57,13 @@ def _show_series(console: Console, series: Series, *, verbose: bool) -> None:
     for layer in told if verbose else _last_of_each(told):
         error = layer.error if layer.error is not None else math.nan
         style = "red" if layer.module in parted else ""
-        shown.add_row(escape(layer.module or layer.operation), layer.kind, f"{error:.1e}", _bar(error, series.tolerance), style=style)
+        shown.add_row(
+            escape(layer.module or layer.operation),
+            layer.kind,
+            f"{error:.1e}",
+            _bar(error, series.tolerance),
+            style=style,
+        )
     console.print(shown)
     for each in series.partings:
         console.print(f"  parts at {escape(described(each))}", soft_wrap=True, style="red", highlight=False)

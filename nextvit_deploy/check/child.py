@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nextvit_deploy.check.cells import Cell
 from nextvit_deploy.check.result import Outcome
+from nextvit_deploy.verdict import Verdict
 from nextvit_exporters.errors import DeployError, MissingExtra, NotExecutable
 
 if TYPE_CHECKING:
@@ -120,12 +121,15 @@ def asked(cell: Cell, folder: Path) -> Request:
 def _with_layers(cell: Cell, outcome: Outcome, manifest: Manifest, request: Request) -> Outcome:
     """Each layer's error as well, in the outcome and beside what was made here; a user's own folder is left alone."""
     from nextvit_deploy.bisect.record import layers_path
-    from nextvit_deploy.bisect.run import layers_of
+    from nextvit_deploy.bisect.run import bisect, layers_of
     from nextvit_deploy.manifest import record
 
     path = manifest.artifact.path
     try:
-        found = layers_of(path, request, _tell).as_dict()
+        layers = layers_of(path, request, _tell)
+        if layers.parting is None and manifest.verdict is Verdict.FAILED:
+            layers = bisect(path, request, _tell)[0]  # what one image hides, a channel behind a ReLU, others show
+        found = layers.as_dict()
         if cell.artefact is None:
             record(layers_path(path), found)
     except DeployError as error:  # of the artefact the verdict says all that has to be said

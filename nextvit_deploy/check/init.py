@@ -169,7 +169,8 @@ def _named(source: str | None, path: Path) -> str:
     if not Path(source).exists():
         return source  # a hub id
     whole, folder = Path(os.path.normpath(Path(source).absolute())), Path(os.path.normpath(path.absolute().parent))
-    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
+    name = whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
+    return str(whole) if name == DEMO else name
 
 
 def _quoted(text: str) -> str:

@@ -26,7 +26,7 @@ def bisect(  # noqa: PLR0913 - one parameter per option
     ] = None,
     ema: o.Ema = False,
     images: o.Images = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many images to run.")] = 2,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images to run.")] = 8,
     bundle: Annotated[
         Path | None,
         typer.Option("--bundle", metavar="DIR", help="Where a repro bundle goes; beside the artefact when left out."),

@@ -15,6 +15,12 @@ from PIL import Image
 from nextvit_deploy.bisect.record import Bisection, Layer, Parting, Series
 from nextvit_deploy.check.cells import Cell
 from nextvit_deploy.check.result import CheckResult, Kind, Move, Outcome, Problem, Row
+from nextvit_deploy.evaluate.evaluation import Dataset, Evaluation, Run
+from nextvit_deploy.evaluate.evaluation import Image as Shown
+from nextvit_deploy.evaluate.results import Accuracy, Figures, Flip
+from nextvit_deploy.manifest import CheckpointInfo
+from nextvit_exporters.spec import Artifact, ExportSpec, Precision
+from nextvit_models.preprocessing import Preprocessing
 
 Json = dict[str, Any]
 
@@ -191,6 +197,28 @@ def evaluation(name: str, sha256: str, thumbnail: object = None) -> Json:
         },
         "thumbnails": {"4": jpeg() if thumbnail is None else thumbnail},
     }
+
+
+def evaluated() -> Evaluation:
+    """What the page of an evaluation is made of: one flip among three images."""
+    images = tuple(Shown(at, f"3/{at}-{EVIL}.png", "3", "3", "5" if at else "3", 1.2, 0.02) for at in range(3))
+    accuracy = Accuracy(0.99, 1.0)
+    return Evaluation(
+        artefact=Artifact(Path(f"{EVIL}.onnx"), digest("a"), 10),
+        checkpoint=CheckpointInfo("demo.safetensors", digest("c"), digest("w"), "timm", ()),
+        spec=ExportSpec("nextvit_nano", 10, "onnx", Precision.FP16, 64, 64, 1, 18, Preprocessing(image_size=64)),
+        executor="onnxruntime",
+        mode="exact",
+        dataset=Dataset("val", 3, 3, digest("d"), "class folders"),
+        classes=tuple(map(str, range(10))),
+        figures=Figures(3, accuracy, accuracy, 0.67, 1e-3, 60.0, 0.1, 1, 1, (Flip(3, 5, 1, 0, 1),)),
+        by_margin=images,
+        by_error=images,
+        thumbnails={0: jpeg()},
+        notes=("the demo is used",),
+        versions={"torch": "2.9.0"},
+        run=Run(1.0, 1, None, 0),
+    )
 
 
 def put(folder: Path, made: Json, data: bytes = b"") -> Path:

@@ -109,9 +109,9 @@ class _Scanner:
 
     def value(self, path: KeyPath) -> None:
         """A value of any kind, with what is in it."""
-        if self.text[self.at] == "[":
+        if self.text.startswith("[", self.at):
             self.array(path)
-        elif self.text[self.at] == "{":
+        elif self.text.startswith("{", self.at):
             self.at += 1
             while self.next_thing() and self.text[self.at] != "}":
                 self.assignment(path)

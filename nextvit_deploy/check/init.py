@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nextvit_deploy.check.config import DEMO, BadConfig
+from nextvit_deploy.check.config import DEMO
 from nextvit_deploy.doctor import Lane
 from nextvit_exporters.files import atomic_write
 from nextvit_models.errors import DeployError
@@ -103,11 +103,7 @@ def write_config(source: str | None, path: Path, lanes: Sequence[Lane], *, ema: 
     from nextvit_deploy.pipeline import open_checkpoint
 
     checkpoint = open_checkpoint(source, ema=ema)
-    try:
-        data = config_text(_named(source, path), checkpoint, lanes, ema=ema).encode()
-    except UnicodeEncodeError as error:
-        raise BadConfig(f"the name of {source!r} can't be written in UTF-8; rename the file") from error
-    atomic_write(path, data)
+    atomic_write(path, config_text(_named(source, path), checkpoint, lanes, ema=ema).encode())
     open_now = tuple(each for each in _DOORS if _door(each, lanes).works)
     return Written(path, open_now, tuple(each for each in _DOORS if each not in open_now))
 

@@ -128,7 +128,7 @@ def _shown(name: str, item: Item, largest: int) -> Shown:
     return Shown(
         item=item,
         id=name,
-        open=item.verdict is not Verdict.VERIFIED or item.evaluated is not None or name == "a0",
+        open=item.verdict is not Verdict.VERIFIED or name == "a0",
         size=size,
         smaller=smaller,
         rms=_number(check.error) if check else "",

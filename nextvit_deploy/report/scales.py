@@ -29,8 +29,8 @@ def bounded(error: float) -> float:
 
 
 def decades(errors: Iterable[float]) -> tuple[float, float]:
-    """The powers of ten around these errors, at least two apart."""
-    powers = [math.log10(bounded(each)) for each in errors]
+    """The powers of ten around these errors, at least two apart; what agrees to the last bit stretches nothing."""
+    powers = [math.log10(bounded(each)) for each in errors if each != 0] or [math.log10(FLOOR)]
     low, high = math.floor(min(powers)), math.ceil(max(powers))
     if high - low < 2:
         low, high = low - 1, low + 1 if high - low < 1 else high

@@ -170,6 +170,8 @@ def test_decades_and_ticks() -> None:
     assert scales.decades([3e-4]) == pytest.approx((1e-5, 1e-3))
     assert scales.decades([2e-7, 5e-3]) == pytest.approx((1e-7, 1e-2))
     assert scales.decades([1e-3]) == pytest.approx((1e-4, 1e-2))
+    assert scales.decades([0.0, 2e-7, 5e-5]) == pytest.approx((1e-7, 1e-4))
+    assert scales.decades([0.0]) == pytest.approx((1e-18, 1e-16))
     assert scales.ticks(1e-17, 1e3)[0] == pytest.approx(1e-17)
     assert len(scales.ticks(1e-17, 1e3)) <= 7
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from nextvit_deploy import doctor
 from nextvit_deploy.check.config import read_config
@@ -63,7 +62,6 @@ def test_every_line_is_where_its_key_begins() -> None:
         '# [a]\n[a]\n"b c" = 1\nd.e = """\n[a]\nb = 2\n"""\n\n[[f]]\ng = [\n  1, # ]\n  2,\n]\nh = { i = 3, j = "}" }\n'
         "[[f]]\ng = '''x\ny'''\nk = 4\n"
     )
-    tomllib.loads(text)
     found = lines_of(text)
     assert found["a",] == 2
     assert found["a", "b c"] == 3

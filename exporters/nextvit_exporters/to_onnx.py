@@ -272,7 +272,10 @@ def _dtypes(model: onnx.ModelProto) -> str:
     """What is in INT8, where something is, and what everything computes in."""
     stepped, among = int8_nodes(model)
     told = f"{len(stepped)} of {among} convolutions and products in int8, " if stepped else ""
-    return f"{told}{read_dtypes(model)}"
+    try:
+        return f"{told}{read_dtypes(model)}"
+    except BuildFailed as error:  # a wrong file can be read; executing it is what fails
+        return f"{told}not known: {error}"
 
 
 def _facts(model: onnx.ModelProto, provenance: object) -> dict[str, object]:

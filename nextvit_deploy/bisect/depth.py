@@ -29,19 +29,22 @@ def anchors(traced: Traced, known: Known, matches: Mapping[str, Match]) -> dict[
                 if name not in found or (step.module == known.nodes[name].module != traced.makers[found[name]].module):
                     found[name] = tensor
     for node in known.nodes.values():
-        if node.leaf and node.name not in found and (named := _by_name(node, traced)):
+        if node.leaf and node.name not in found and (named := by_name(node, traced, matches)):
             found[node.name] = named
     return {name: tensor for name, tensor in found.items() if known.nodes[name].leaf}
 
 
-def _by_name(node: Node, traced: Traced) -> str | None:
-    """The nearest tensor of the node's size among those that operations of its module give."""
+def by_name(node: Node, traced: Traced, matches: Mapping[str, Match]) -> str | None:
+    """The nearest tensor of the node's size among those that operations of its module give, and that match nothing."""
     outputs = [
         tensor
         for step in traced.steps
         if step.module == node.module and step.kind not in _OTHERS
         for tensor in step.outputs
-        if tensor in traced.moving and tensor in traced.values and traced.values[tensor].size == node.value.size
+        if tensor in traced.moving
+        and tensor in traced.values
+        and tensor not in matches
+        and traced.values[tensor].size == node.value.size
     ]
     return min(outputs, key=lambda tensor: apart(traced.values[tensor], node.value), default=None)
 

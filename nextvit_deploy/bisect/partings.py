@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nextvit_deploy.bisect.cut import Cut
+from nextvit_deploy.bisect.depth import by_name
 from nextvit_deploy.bisect.known import Known, Node
 from nextvit_deploy.bisect.match import Match, apart
 from nextvit_deploy.bisect.record import Parting
@@ -33,12 +34,20 @@ class _Place:
     module: str
 
 
-def partings(traced: Traced, known: Known, matches: Mapping[str, Match]) -> tuple[Cut, ...]:
-    """Every parting that none is in front of, in the order of execution, with the tensors around it."""
-    sound = _sound_nodes(known, matches)
+def partings(traced: Traced, known: Known, matches: Mapping[str, Match], *, named: bool) -> tuple[Cut, ...]:
+    """Every parting that none is in front of, in the order of execution, with the tensors around it.
+
+    Where the artefact's operations are ``named`` as the model's layers are, a layer that is off is one even if nothing
+    of it is left further on: behind it stands an activation that is zero on these images, as likely as not.
+    """
+    sound, agreed = _sound_nodes(known, matches), _agreed(traced, matches)
+    matched = {name for found in matches.values() for name in found.nodes}
+    for node in known.nodes.values() if named else ():
+        if node.leaf and node.name not in matched and (tensor := by_name(node, traced, matches)):
+            sound.discard(node.name)
+            agreed.discard(tensor)
     if len(sound) == len(known.nodes) and traced.failure is None:
         return ()
-    agreed = _agreed(traced, matches)
     cuts: dict[str, Cut] = {}
     for place in _places(traced, known, matches, sound, agreed):
         if place.module not in cuts:
@@ -84,8 +93,34 @@ def _places(
             continue
         node = _counterpart(step, read, front, matches)
         if node is not None or not places:
-            places.append(_Place(step, node, _blamed(step, node, known, sound)))
-    return places
+            places.append(_place(step, node, traced, known, matches, sound))
+    lost = next((step for step in traced.steps if not traced.values.keys() >= set(step.outputs)), None)
+    if places or lost is None or traced.failure is None:
+        return places
+    # nothing that depends on the input leads to it: what reads it was lost with it
+    node = next((each for each in front if each.module == lost.module), front[0] if front else None)
+    return [_Place(lost, node, _blamed(lost, node, known, sound))]
+
+
+def _place(
+    step: Step, node: Node | None, traced: Traced, known: Known, matches: Mapping[str, Match], sound: set[str]
+) -> _Place:
+    """The place, at an operation in front that changes nothing where that is what PyTorch has and the artefact lacks."""
+    blamed = _blamed(step, node, known, sound)
+    if node is None or node.leaf or blamed == step.module:
+        return _Place(step, node, blamed)
+    idle = _idle(step, traced, matches)
+    return _Place(step, node, idle.module if idle is not None and idle.module in known.modules else blamed)
+
+
+def _idle(step: Step, traced: Traced, matches: Mapping[str, Match]) -> Step | None:
+    """What gives an operation the numbers that it read itself, as a transposition of nothing does."""
+    for name in traced.read(step):
+        maker = traced.makers.get(name)
+        read = () if maker is None else traced.read(maker)
+        if name in matches and any(each in matches and matches[each].nodes == matches[name].nodes for each in read):
+            return maker
+    return None
 
 
 def _counterpart(step: Step, read: tuple[str, ...], front: list[Node], matches: Mapping[str, Match]) -> Node | None:
@@ -121,7 +156,8 @@ def _cut(place: _Place, traced: Traced, known: Known, matches: Mapping[str, Matc
     expected: dict[str, Array] = {}
     error = math.inf
     if wanted is not None:
-        shape = traced.values[end].shape[1:] if end in traced.values else wanted.value.shape[1:]
+        fits = end in traced.values and traced.values[end].size == wanted.value.size
+        shape = traced.values[end].shape[1:] if fits else wanted.value.shape[1:]
         expected = {end: _stored(traced, end, wanted.value[0].reshape(shape))}
     if wanted is not None and end in traced.values:
         error = apart(traced.values[end], wanted.value)

@@ -84,8 +84,10 @@ class OnnxRuntime:
 
     def _execute(self, session: ort.InferenceSession, inputs: Arrays, names: list[str]) -> dict[str, Array]:
         fed = {name: values.astype(np.float32) if name in self._widened else values for name, values in inputs.items()}
+        quiet = ort.RunOptions()
+        quiet.log_severity_level = 4  # what fails is raised
         try:
-            outputs = session.run(names, fed)
+            outputs = session.run(names, fed, quiet)
         except _REFUSALS as error:
             msg = f"ONNX Runtime can't run {self._path.name}: {str(error).splitlines()[0]}"
             raise BuildFailed(msg) from error

@@ -105,7 +105,7 @@ def _places(
 def _place(
     step: Step, node: Node | None, traced: Traced, known: Known, matches: Mapping[str, Match], sound: set[str]
 ) -> _Place:
-    """The place, at an operation in front that changes nothing where that is what PyTorch has and the artefact lacks."""
+    """The place; at an operation in front that changes nothing, where PyTorch has there what the artefact lacks."""
     blamed = _blamed(step, node, known, sound)
     if node is None or node.leaf or blamed == step.module:
         return _Place(step, node, blamed)

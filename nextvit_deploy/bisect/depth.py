@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from nextvit_deploy.bisect.match import Match, apart
 from nextvit_deploy.bisect.record import Layer
 from nextvit_deploy.bisect.traced import Traced
 
-_OTHERS = frozenset(
+OTHERS: Final = frozenset(
     {"cast", "Cast", "CAST", "quantize", "QuantizeLinear", "QUANTIZE", "DequantizeLinear", "DEQUANTIZE", "dequantize"}
 )
 """Kinds of operations that are never what a module computes."""
@@ -39,7 +40,7 @@ def by_name(node: Node, traced: Traced, matches: Mapping[str, Match]) -> str | N
     outputs = [
         tensor
         for step in traced.steps
-        if step.module == node.module and step.kind not in _OTHERS
+        if step.module == node.module and step.kind not in OTHERS
         for tensor in step.outputs
         if tensor in traced.moving
         and tensor in traced.values

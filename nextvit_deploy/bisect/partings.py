@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nextvit_deploy.bisect.cut import Cut
-from nextvit_deploy.bisect.depth import by_name
+from nextvit_deploy.bisect.depth import OTHERS, by_name
 from nextvit_deploy.bisect.known import Known, Node
 from nextvit_deploy.bisect.match import Match, apart
 from nextvit_deploy.bisect.record import Parting
@@ -115,10 +115,16 @@ def _place(
 
 def _idle(step: Step, traced: Traced, matches: Mapping[str, Match]) -> Step | None:
     """What gives an operation the numbers that it read itself, as a transposition of nothing does."""
-    for name in traced.read(step):
+    queue = list(traced.read(step))
+    while queue:
+        name = queue.pop(0)
         maker = traced.makers.get(name)
-        read = () if maker is None else traced.read(maker)
-        if name in matches and any(each in matches and matches[each].nodes == matches[name].nodes for each in read):
+        if maker is None:
+            continue
+        read = traced.read(maker)
+        if maker.kind in OTHERS:
+            queue += read
+        elif name in matches and any(each in matches and matches[each].nodes == matches[name].nodes for each in read):
             return maker
     return None
 

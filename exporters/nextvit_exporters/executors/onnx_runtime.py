@@ -96,7 +96,7 @@ class OnnxRuntime:
     def _load(self, model: str | bytes) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

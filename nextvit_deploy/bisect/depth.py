@@ -37,17 +37,31 @@ def anchors(traced: Traced, known: Known, matches: Mapping[str, Match]) -> dict[
 
 def by_name(node: Node, traced: Traced, matches: Mapping[str, Match]) -> str | None:
     """The nearest tensor of the node's size among those that operations of its module give, and that match nothing."""
-    outputs = [
+    free = [tensor for tensor in _own(node, traced) if tensor not in matches]
+    return min(free, key=lambda tensor: apart(traced.values[tensor], node.value), default=None)
+
+
+def own_tensor(node: Node, traced: Traced, known: Known, matches: Mapping[str, Match]) -> str | None:
+    """What operations of a layer's module give in its place: nothing of PyTorch's, or what other layers do.
+
+    None where one of them gives what the layer does, or none is there.
+    """
+    own = _own(node, traced)
+    if any(node.name in matches[tensor].nodes for tensor in own if tensor in matches):
+        return None
+    others = [t for t in own if t in matches and all(known.nodes[n].module != node.module for n in matches[t].nodes)]
+    return by_name(node, traced, matches) or next(iter(others), None)
+
+
+def _own(node: Node, traced: Traced) -> list[str]:
+    """Tensors of a node's size that operations of its module give."""
+    return [
         tensor
         for step in traced.steps
         if step.module == node.module and step.kind not in OTHERS
         for tensor in step.outputs
-        if tensor in traced.moving
-        and tensor in traced.values
-        and tensor not in matches
-        and traced.values[tensor].size == node.value.size
+        if tensor in traced.moving and traced.is_real(tensor) and traced.values[tensor].size == node.value.size
     ]
-    return min(outputs, key=lambda tensor: apart(traced.values[tensor], node.value), default=None)
 
 
 def layers(traced: Traced, known: Known, anchored: Mapping[str, str]) -> tuple[Layer, ...]:

@@ -195,13 +195,13 @@ def carried_by(original: fx.GraphModule, rewritten: fx.GraphModule) -> dict[str,
         name = str(node.target)
         if name in left or isinstance(g.module_of(original, node), _INERT):
             continue
-        for owner in _owners(node, left, fresh):
+        for owner in _owners(original, node, left, fresh):
             if name not in found.setdefault(owner, []):
                 found[owner].append(name)
     return {owner: tuple(names) for owner, names in found.items()}
 
 
-def _owners(node: fx.Node, left: set[str], fresh: set[str]) -> list[str]:
+def _owners(graph: fx.GraphModule, node: fx.Node, left: set[str], fresh: set[str]) -> list[str]:
     name = str(node.target)
     parent, _, last = name.rpartition(".")
     beside = [
@@ -210,7 +210,7 @@ def _owners(node: fx.Node, left: set[str], fresh: set[str]) -> list[str]:
     if beside:
         return sorted(beside)
     (made,) = node.all_input_nodes[:1] or (None,)
-    if made is not None and str(made.target) in left and len(made.users) == 1:
+    if made is not None and _holds(graph, made, left) and len(made.users) == 1:
         return [str(made.target)]
     owners, seen, queue = list[str](), {node}, list(node.users)
     while queue:
@@ -218,10 +218,16 @@ def _owners(node: fx.Node, left: set[str], fresh: set[str]) -> list[str]:
         if reader in seen or reader.op == "output":
             continue
         seen.add(reader)
-        if reader.op != "call_module":
-            queue += reader.users
-        elif str(reader.target) in left:
+        if _holds(graph, reader, left):
             owners.append(str(reader.target))
+        elif reader.op == "call_module" and str(reader.target) not in left:
+            owners += _owners(graph, reader, left, fresh)
         else:
-            owners += [each for each in _owners(reader, left, fresh) if each not in owners]
+            queue += reader.users
     return list(dict.fromkeys(owners))
+
+
+def _holds(graph: fx.GraphModule, node: fx.Node, left: set[str]) -> bool:
+    """Whether a node calls a module that is there still and has numbers to fold something into."""
+    module = g.module_of(graph, node)
+    return module is not None and str(node.target) in left and any(True for _ in module.parameters())

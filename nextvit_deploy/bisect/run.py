@@ -192,7 +192,7 @@ def _same_network(
         return series, (), {}, tried.notes
     traced = tried.traced
     matches = match(traced, known, tolerance)
-    cuts = partings(traced, known, matches, named=True)
+    cuts = partings(traced, known, matches, tolerance, named=True)
     anchored = anchors(traced, known, matches)
     found = [*tried.partings, *(cut.parting for cut in cuts)]
     if meant is not None:
@@ -287,7 +287,7 @@ def _of_strangers(subject: _Subject, on_step: OnStep) -> tuple[tuple[Series, ...
         series = Series(PRECISION_COST, executor.name, known.against, tolerance, (), tried.partings)
         return (series,), (), (note, *tried.notes)
     matches: Mapping[str, Match] = match(tried.traced, known, tolerance)
-    cuts = partings(tried.traced, known, matches, named=False)
+    cuts = partings(tried.traced, known, matches, tolerance, named=False)
     found = layers(tried.traced, known, anchors(tried.traced, known, matches))
     parted = (*tried.partings, *(cut.parting for cut in cuts))
     series = Series(PRECISION_COST, tried.traced.executor, known.against, tolerance, found, parted)

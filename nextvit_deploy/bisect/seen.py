@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
-from nextvit_deploy.bisect.known import Known, Node
-from nextvit_deploy.bisect.match import Match, apart, rms
-from nextvit_deploy.bisect.traced import Traced
-from nextvit_exporters.executors.base import Array, Step
+from nextvit_deploy.bisect.known import Node
+from nextvit_deploy.bisect.match import apart, rms
+from nextvit_deploy.bisect.places import Evidence, Place
+from nextvit_exporters.executors.base import Array
 
 _FEW: Final = 0.5
 """Share of the channels up to which those that are off are named."""
 
 
-def told(
-    step: Step,
-    node: Node | None,
-    module: str,
-    end: str,
-    wanted: Node | None,
-    traced: Traced,
-    known: Known,
-    matches: Mapping[str, Match],
-) -> str:
+def told(evidence: Evidence, place: Place, end: str, wanted: Node | None) -> str:
     """How what comes out differs, or why nothing does; what is read from elsewhere than in PyTorch is told first."""
+    traced, matches = evidence.traced, evidence.matches
     if end not in traced.values:
         return "it can't be executed" if traced.failure is None else str(traced.failure)
     if not np.isfinite(traced.values[end]).all():
         return "NaN or infinity comes out"
-    read = [name for name in traced.read(step) if name in matches]
-    if elsewhere := _elsewhere(step, node, module, read, known, matches):
-        return elsewhere
-    return "" if wanted is None else _difference(traced.values[end], wanted.value)
+    if end in matches:
+        return f"{place.step.operation} gives {_name(evidence, matches[end].nodes[0])}"
+    return _elsewhere(evidence, place) or ("" if wanted is None else _difference(traced.values[end], wanted.value))
 
 
-def _elsewhere(
-    step: Step, node: Node | None, module: str, read: list[str], known: Known, matches: Mapping[str, Match]
-) -> str:
+def _elsewhere(evidence: Evidence, place: Place) -> str:
     """That an operation reads another tensor than PyTorch does, or that one in front of it is left out."""
-    own = known.leaves(step.module)
+    known, matches, step, node = evidence.known, evidence.matches, place.step, place.node
+    own = [each for each in known.leaves(step.module) if each.name not in evidence.sound]
     meant = own[0] if own else node
+    read = [name for name in evidence.traced.read(step) if name in matches]
     if meant is None or len(read) != len([name for name in meant.inputs if not known.nodes[name].given]):
         return ""
-    for name in read:
-        if not set(matches[name].nodes).intersection(meant.inputs):
-            made = _name(known, matches[name].nodes[0])
-            if own and node is not None and module == node.module != step.module:
-                return f"left out: {step.operation} reads {made} itself"
-            return f"{step.operation} reads {made}, and PyTorch {_name(known, meant.inputs[0])}"
-    return ""
+    given = [set(matches[name].nodes) for name in read]
+    other = next((name for name in read if matches[name].nodes and not {*matches[name].nodes} & {*meant.inputs}), None)
+    if other is None:
+        return ""
+    made = _name(evidence, matches[other].nodes[0])
+    if own and node is not None and node != meant and place.module != step.module:
+        return f"left out: {step.operation} reads {made} itself"
+    missing = next((name for name in meant.inputs if not any(name in each for each in given)), None)
+    if missing is None or known.nodes[missing].module == known.nodes[matches[other].nodes[0]].module:
+        return ""
+    return f"{step.operation} reads {made}, and PyTorch {_name(evidence, missing)}"
 
 
-def _name(known: Known, name: str) -> str:
-    node = known.nodes[name]
+def _name(evidence: Evidence, name: str) -> str:
+    node = evidence.known.nodes[name]
     if node.given:
         return "the input"
     return f"what {node.module} gives" if node.leaf else f"{node.kind} of {node.module or 'the model'}"

@@ -47,6 +47,10 @@ class Traced:
         """What an operation reads that is not constant."""
         return tuple(name for name in step.inputs if name in self.moving)
 
+    def is_real(self, name: str) -> bool:
+        """Whether a tensor is there and holds real numbers."""
+        return name in self.values and self.values[name].dtype.kind == "f"
+
     def stored(self, name: str) -> np.dtype[np.generic]:
         """The type that the artefact stores a tensor in; that of the numbers where it doesn't say."""
         maker = self.makers.get(name)

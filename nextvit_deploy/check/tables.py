@@ -188,11 +188,11 @@ def kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it, in one line and not too long."""
+    """A value as an error quotes it, in one line and not too long: both ends, as a path's end names its file."""
     if isinstance(value, bool):
         return str(value).lower()
     text = f"'{value}'" if isinstance(value, str) else str(value) if not _huge(value) else "a number too long to print"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}"
 
 
 def _huge(value: object) -> bool:

@@ -14,6 +14,7 @@ NETWORK: Final = "same network"
 COST: Final = "precision cost"
 """The question whose answer is an artefact's error."""
 LANES: Final = ("onnx", "trt", "coreml")
+_FLOATING: Final = ("fp32", "fp16")
 _WORST_FIRST: Final = (Verdict.FAILED, Verdict.NOT_VERIFIED, Verdict.VERIFIED)
 
 
@@ -211,11 +212,12 @@ class Collected:
 
 
 def ordered(items: Iterable[Item]) -> tuple[Item, ...]:
-    """The failed first, then what is not verified; each with a label."""
+    """The failed first, then what is not verified, the exact before the compressed; each with a label."""
 
-    def key(item: Item) -> tuple[int, int, str, str, str]:
+    def key(item: Item) -> tuple[int, int, int, str, str, str]:
         lane = LANES.index(item.lane) if item.lane in LANES else len(LANES)
-        return _WORST_FIRST.index(item.verdict), lane, item.precision, item.title, item.place
+        floating = _FLOATING.index(item.precision) if item.precision in _FLOATING else len(_FLOATING)
+        return _WORST_FIRST.index(item.verdict), lane, floating, item.precision, item.title, item.place
 
     found = sorted(items, key=key)
     return tuple(

@@ -38,7 +38,6 @@ class Shown:
     size: str
     smaller: str
     rms: str
-    sqnr: str
     error: str
     agrees: str
     network: str
@@ -132,7 +131,6 @@ def _shown(name: str, item: Item, largest: int) -> Shown:
         size=size,
         smaller=smaller,
         rms=_number(check.error) if check else "",
-        sqnr=_db(check.sqnr_db) if check else "",
         error=f"{_number(check.error)} ({_db(check.sqnr_db)})" if check else "",
         agrees=_agrees(item),
         network="" if network is None else _number(network.error) or "not executed",

@@ -14,7 +14,7 @@ MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile
+PYTEST ?= $(BIN)/pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := demo

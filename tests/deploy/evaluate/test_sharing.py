@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
@@ -21,8 +19,8 @@ from nextvit_deploy.evaluate.shards import Shard
 from nextvit_deploy.evaluate.work import Evaluate
 from nextvit_models.demo import DEMO_IMAGES
 from tests.deploy.support import Exported, call, contents, one_line, run, start
+from tests.deploy.support_ray import ROOT, Cluster, ray_cluster
 
-ROOT = Path(__file__).resolve().parents[3]
 REAL = Evaluate.__call__
 
 
@@ -168,38 +166,10 @@ def test_another_checkpoint_goes_on_with_nothing(
     assert len(folders[1]) == 2, "other pictures are other work"
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Where a Ray cluster is, and the environment of those that it lets in."""
-
-    address: str
-    environment: dict[str, str]
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two processors, which end with their starter's standard input; with a token that nobody else has."""
-    pytest.importorskip("ray", reason="Ray has no wheels for this Python or system")
-    code = (
-        "import logging, sys, ray\n"
-        "started = ray.init(address='local', num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)\n"
-        "print('at', started.address_info['gcs_address'], flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | token | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
-    ) as process:
-        assert process.stdout is not None
-        address = next((line.split()[1] for line in process.stdout if line.startswith("at ")), "")
-        assert address, "no cluster came up"
-        yield Cluster(address, token)
-        process.communicate(timeout=120)
+    with ray_cluster() as started:
+        yield started
 
 
 def test_a_ray_cluster_gives_the_same(

@@ -41,7 +41,7 @@ def test_a_ray_cluster_comes_to_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row["verdict"] for row in here].count("failed") == 4
     with ray_cluster(tmp_path / "site") as cluster:
         for again in (False, True):
-            command = [sys.executable, "-c", CODE, tmp_path / "there", cluster.address, *NAMES]
+            command = [sys.executable, "-c", CODE, str(tmp_path / "there"), cluster.address, *NAMES]
             done = subprocess.run(
                 command, cwd=ROOT, env=os.environ | cluster.environment, capture_output=True, text=True, check=False
             )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nextvit_deploy.request import Request
 
 _TARGETS: Final = {"onnx": "onnx", "trt": "tensorrt", "coreml": "coreml"}
+_NORM_FOLDS: Final = frozenset({"fold-conv-norm", "fold-pre-norm", "fold-head-norm"})
+"""Stay where numbers are rounded: tools that write the files fold a norm themselves, behind the rounding."""
 _IOS: Final = 16
 _INT8_IOS: Final = 17
 """The first that computes with int8 activations."""
@@ -98,8 +100,9 @@ def asked(cell: Cell, folder: Path) -> Request:
     calibration = None if cell.calibration is None else Path(cell.calibration)
     request = replace(_request(cell, folder), precision=Precision(cell.precision))
     if cell.passes == "none":
-        passes = targets.load(_TARGETS[cell.lane]).PASSES
-        request = replace(request, skip=tuple(sorted({each.name for each in passes})))
+        passes = {each.name for each in targets.load(_TARGETS[cell.lane]).PASSES}
+        kept = set() if request.precision is Precision.FP32 else _NORM_FOLDS
+        request = replace(request, skip=tuple(sorted(passes - kept)))
     if cell.lane == "coreml":
         int8 = request.precision is Precision.INT8
         package = r.CoreMLRequest(

@@ -33,7 +33,8 @@ def to_half(graph: fx.GraphModule, *, half_io: bool = False) -> fx.GraphModule:
 def round_constants(graph: fx.GraphModule, *, keep: Collection[str] = ()) -> fx.GraphModule:
     """A float32 copy of a float64 graph whose every constant went through FP16: the exact reference.
 
-    The constants of modules in ``keep`` are rounded to float32 alone.
+    The constants of modules in ``keep`` are rounded to float32 alone. A number that a tensor is multiplied with, as in
+    attention whose scale was not folded, is a constant of the file too.
     """
     half = g.cast(graph, torch.float16)
     rounded = g.cast(half, torch.float32)
@@ -43,7 +44,15 @@ def round_constants(graph: fx.GraphModule, *, keep: Collection[str] = ()) -> fx.
             rounded.set_submodule(name, copy.deepcopy(graph.get_submodule(name)).float())
     if hasattr(rounded, MEAN):
         setattr(rounded, MEAN, getattr(graph, MEAN).float())
+    for node in rounded.graph.nodes:
+        if g.is_op(node, "mul"):
+            node.args = tuple(_in_half(each) if isinstance(each, float) else each for each in node.args)
+    rounded.recompile()
     return rounded
+
+
+def _in_half(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float16).item()
 
 
 def _insert_casts(half: fx.GraphModule, *, half_io: bool) -> None:

@@ -113,6 +113,8 @@ def all_lanes(
         pictures = None if images is None else str(images.absolute())
         judged = None if checkpoint is not None and images is None else _PICTURES
         cells = tuple(replace(each, images=pictures, count=count, ema=ema, pictures=judged) for each in cells)
+        if checkpoint is not None and calibration is None:
+            notes = (*notes, "no int8: it is calibrated on pictures of your task; name their folder with --calibration")
         request = CheckRequest(cells, output or Path("exports"), notes=notes)
         result = _run(request, running)
     _leave(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -36,7 +37,7 @@ def init(
         t.print_json({"file": str(output), "targets": list(written.targets), "waiting": list(written.waiting)})
     elif not quiet:
         waiting = f"; {', '.join(written.waiting)} not here: the file says what to install" if written.waiting else ""
-        command = "nextvit-export check" if output == CONFIG else f"nextvit-export check {output}"
+        command = "nextvit-export check" if output == CONFIG else f"nextvit-export check {shlex.quote(str(output))}"
         with t.printing() as console:
             line = f"wrote {output}: {', '.join(written.targets) or 'no target'}{waiting}. Run: {command}"
             console.print(line, soft_wrap=True, markup=False, highlight=False)

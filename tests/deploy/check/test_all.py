@@ -1,0 +1,27 @@
+"""``all`` says what it leaves out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.check.support_check import acting
+from tests.deploy.support import call
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_int8_of_an_own_checkpoint_needs_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, calibrated: bool
+) -> None:
+    acting(monkeypatch, tmp_path)
+    checkpoint = tmp_path / "own.pth"
+    checkpoint.write_bytes(b"opened by the cells alone, which don't here")
+    more = ("--calibration", tmp_path) if calibrated else ()
+    ran = call("all", checkpoint, "--output", tmp_path / "out", "--json", "--no-report", *more)
+    assert ran.status == 0, ran
+    found = json.loads(ran.out)
+    assert {"onnx"} <= {row["cell"]["lane"] for row in found["rows"]}
+    assert any(row["cell"]["precision"] == "int8" for row in found["rows"]) is calibrated
+    assert any(note.startswith("no int8: ") for note in found["notes"]) is not calibrated

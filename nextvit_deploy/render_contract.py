@@ -7,13 +7,13 @@ from rich.markup import escape
 
 from nextvit_deploy.contract.given import Given
 from nextvit_deploy.contract.search import TOLERANCE, Found
-from nextvit_deploy.contract.steps import Steps, resized_short_side, statistics
-from nextvit_models.preprocessing import Preprocessing
+from nextvit_deploy.contract.steps import SHORT_SIDES, Steps, resized_short_side, side_of, statistics
+from nextvit_models.preprocessing import Preprocessing, Triple
 
 
-def difference(step: str, steps: Steps, wanted: Preprocessing) -> str:
+def difference(step: str, found: Found, wanted: Preprocessing) -> str:
     """Which step differs, and what to do about it, in one sentence."""
-    return f"{_yours(step, steps, wanted)}; {_fix(step, wanted)}"
+    return f"{_yours(step, found, wanted)}; {_fix(step, wanted)}"
 
 
 def named(steps: Steps, wanted: Preprocessing) -> str:
@@ -38,7 +38,7 @@ def as_record(found: Found, given: Given, wanted: Preprocessing) -> dict[str, ob
         "explained": found.explained,
         "conclusion": conclusion(found),
         "contract": wanted.as_dict(),
-        "differing": {each: difference(each, found.steps, wanted) for each in found.differing},
+        "differing": {each: difference(each, found, wanted) for each in found.differing},
         "steps": {each: found.steps.value(each) for each in Steps.__slots__},
         "tolerance": TOLERANCE,
         "largest": found.largest,
@@ -57,7 +57,7 @@ def show_preproc(console: Console, found: Found, given: Given, wanted: Preproces
     _say(console, conclusion(found))
     if found.explained:
         for step in found.differing:
-            _say(console, f"  {step}: {difference(step, found.steps, wanted)}")
+            _say(console, f"  {step}: {difference(step, found, wanted)}")
         if not found.agrees:
             _say(console, f"  with that, {found.largest:.2f} of 255 apart at most (tolerance {TOLERANCE})")
     else:
@@ -82,13 +82,14 @@ def _contract(wanted: Preprocessing) -> str:
     )
 
 
-def _yours(step: str, steps: Steps, wanted: Preprocessing) -> str:
-    mean, std = statistics(steps.stats, wanted)
-    value = steps.value(step)
+def _yours(step: str, found: Found, wanted: Preprocessing) -> str:
+    mean, std = found.fitted or statistics(found.steps.stats, wanted)
+    value = found.steps.value(step)
+    side = resized_short_side(wanted) if value not in SHORT_SIDES else side_of(value, wanted)
     said = {
         "filter": f"resized with {value}",
         "antialias": "resized without antialiasing",
-        "geometry": "squashed to the square" if value == "squash" else f"short side resized to {wanted.image_size}",
+        "geometry": "squashed to the square" if value == "squash" else f"short side resized to {side}",
         "crop": "cropped at the top left corner" if value == "corner" else f"cropped {value} of the centre",
         "channels": "channels in the order BGR",
         "orientation": "the camera's orientation is ignored",
@@ -103,10 +104,14 @@ def _yours(step: str, steps: Steps, wanted: Preprocessing) -> str:
             "no mean": "divided by std, but no mean is subtracted",
             "swapped": "mean and std are swapped",
             "reversed": "mean and std are in the order BGR",
-        }.get(value, f"normalised with mean {mean} and std {std}"),
+        }.get(value, f"normalised with mean {_short(mean)} and std {_short(std)}"),
         "layout": "laid out as height, width, channels",
     }
     return said[step]
+
+
+def _short(values: Triple) -> str:
+    return f"({', '.join(f'{each:.4g}' for each in values)})"
 
 
 def _fix(step: str, wanted: Preprocessing) -> str:

@@ -16,19 +16,22 @@ from nextvit_deploy.contract.steps import (
     Steps,
     Values,
     pixels,
-    resized_short_side,
+    same_side,
     single_deviations,
     statistics,
     to_pixels,
     to_tensor,
     unrounded,
 )
-from nextvit_models.preprocessing import Preprocessing
+from nextvit_models.preprocessing import Preprocessing, Triple
 
 TOLERANCE: Final = 1.5
 """Steps of a pixel, of 255: what rounding to whole pixels between two passes of a resize can come to."""
 _MOST: Final = 3
 """Steps that are tried together."""
+FITTED: Final = "fitted"
+"""What ``Steps.stats`` is where mean and std are the tensor's own."""
+_FLAT: Final = 1e-12
 _OVERSHOOT: Final = 64
 """Steps by which a bicubic resize in floats may pass 0 and 255 where whole pixels are clipped."""
 
@@ -52,6 +55,8 @@ class Found:
     others: tuple[Steps, ...]
     unseen: tuple[Steps, ...]
     where: str
+    fitted: tuple[Triple, Triple] | None = None
+    """Mean and std of pixels from 0 to 1, where those are no known ones."""
 
     @property
     def agrees(self) -> bool:
@@ -111,7 +116,34 @@ def search(tensor: Values, layout: str, picture: Image.Image, wanted: Preprocess
             best = fitting[0][1]
             others = () if count == 0 else tuple(steps for _, steps in fitting[1:])
             return _found(trial, tensor, replace(best, layout=layout), others, (from_contract, unseen))
+    fit = _fit(trial, tensor, (contract, *singles))
+    if fit is not None:
+        steps, mean, std = fit
+        own = _Trial(picture, replace(wanted, mean=mean, std=std), trial.made, trial.floats)
+        told = _found(own, tensor, replace(steps, layout=layout), (), (from_contract, unseen))
+        differing = replace(steps, stats=FITTED, layout=layout)
+        return replace(told, steps=differing, differing=differing.differing(contract), fitted=(mean, std))
     return _found(trial, tensor, replace(closest, layout=layout), (), (from_contract, unseen))
+
+
+def _fit(trial: _Trial, tensor: Values, candidates: tuple[Steps, ...]) -> tuple[Steps, Triple, Triple] | None:
+    """The cut for which each channel is ``(pixel / 255 - mean) / std`` of some mean and std: by least squares.
+
+    One that differs from the contract in its cut alone; None where no line fits within ``TOLERANCE``.
+    """
+    fitting: list[tuple[float, Steps, Triple, Triple]] = []
+    for steps in dict.fromkeys(replace(each, scale="1/255", stats="contract") for each in candidates):
+        cut = trial.cut(steps).astype(np.float64) / 255
+        mean, std = [], []
+        for pixel, value in zip(cut, tensor, strict=True):
+            centred, spread = pixel - pixel.mean(), value - value.mean()
+            slope = float((spread * centred).sum() / max((spread**2).sum(), _FLAT))  # of the pixel over the value
+            std.append(slope)
+            mean.append(float(pixel.mean() - slope * value.mean()))
+        off = np.abs(tensor * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1)) - cut) * 255
+        if off.max() <= TOLERANCE and min(std) > 0:
+            fitting.append((float(off.mean()), steps, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])))
+    return min(fitting, key=lambda each: each[0])[1:] if fitting else None
 
 
 def _found(
@@ -139,10 +171,9 @@ def _found(
 def _distinct(contract: Steps, picture: Image.Image, wanted: Preprocessing) -> Iterator[Steps]:
     """The single deviations that differ from each other and from the contract for this checkpoint and picture."""
     turned = picture.getexif().get(ORIENTATION, 1) != 1
-    whole = resized_short_side(wanted) == wanted.image_size  # then both name the same size
     seen = {statistics("contract", wanted)}
     for each in single_deviations(contract):
-        if whole and each.geometry == "short side is the size":
+        if each.differing(contract) == ("geometry",) and same_side(each.geometry, wanted):
             continue
         if each.orientation != contract.orientation and not turned:
             continue

@@ -27,10 +27,17 @@ _SHIFTS: Final = {
     for column, right in ((-1, "left"), (0, ""), (1, "right"))
     if row or column
 }
+SHORT_SIDES: Final = {
+    "short side is the size": 1.0,
+    "crop fraction 0.875": 0.875,
+    "crop fraction 0.9": 0.9,
+    "crop fraction 0.95": 0.95,
+}
+"""Choices of ``geometry``: the size's share of the short side before the crop."""
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "filter": INTERPOLATIONS,
     "antialias": ("yes", "no"),
-    "geometry": ("short side", "squash", "short side is the size"),
+    "geometry": ("short side", "squash", *SHORT_SIDES),
     "crop": ("centre", "corner", *_SHIFTS),
     "channels": ("RGB", "BGR"),
     "orientation": ("applied", "ignored"),
@@ -139,6 +146,16 @@ def to_pixels(tensor: Values, steps: Steps, wanted: Preprocessing) -> Values:
     return result
 
 
+def same_side(choice: str, wanted: Preprocessing) -> bool:
+    """Whether a choice of ``geometry`` is another name for what the contract has."""
+    return choice in SHORT_SIDES and math.floor(wanted.image_size / SHORT_SIDES[choice]) == resized_short_side(wanted)
+
+
+def side_of(choice: str, wanted: Preprocessing) -> int:
+    """Pixels along the short side that a choice of ``geometry`` other than ``squash`` stands for."""
+    return math.floor(wanted.image_size / SHORT_SIDES[choice])
+
+
 def resized_short_side(wanted: Preprocessing) -> int:
     """Pixels along the short side before the crop."""
     return math.floor(wanted.image_size / wanted.crop_pct)
@@ -157,7 +174,8 @@ def _scale(name: str) -> tuple[float, float]:
 def _scaled(size: tuple[int, int], steps: Steps, wanted: Preprocessing) -> tuple[int, int]:
     if steps.geometry == "squash":
         return wanted.image_size, wanted.image_size
-    short = resized_short_side(wanted) if steps.geometry == "short side" else wanted.image_size
+    fraction = SHORT_SIDES.get(steps.geometry)
+    short = resized_short_side(wanted) if fraction is None else math.floor(wanted.image_size / fraction)
     width, height = size
     return (short, short * height // width) if width <= height else (short * width // height, short)
 

@@ -140,6 +140,7 @@ def _absolute(checkpoint: str | None) -> str | None:
 def _run(request: CheckRequest, running: Running) -> CheckResult:
     """Check, show it, and write what is asked for."""
     from nextvit_deploy.check.run import check as run
+    from nextvit_deploy.outputs import check_writable
     from nextvit_deploy.render_check import live, show_check
 
     request = replace(
@@ -149,6 +150,9 @@ def _run(request: CheckRequest, running: Running) -> CheckResult:
         baseline=running.baseline or request.baseline,
         fresh=running.fresh,
     )
+    for place in (running.junit, running.sarif, running.summary):
+        if place is not None:
+            check_writable(place)
     with live(request.cells, quiet=running.quiet or running.as_json) as shown:
         result = run(request, shown.event)
     _write(result, running)

@@ -1,4 +1,4 @@
-"""``all`` says what it leaves out."""
+"""``all`` says what it leaves out, and what can't be written is told before anything is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.check.support_check import acting
-from tests.deploy.support import call
+from tests.deploy.support import call, one_line
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -25,3 +25,13 @@ def test_int8_of_an_own_checkpoint_needs_pictures(
     assert {"onnx"} <= {row["cell"]["lane"] for row in found["rows"]}
     assert any(row["cell"]["precision"] == "int8" for row in found["rows"]) is calibrated
     assert any(note.startswith("no int8: ") for note in found["notes"]) is not calibrated
+
+
+@pytest.mark.parametrize("option", ["--junit", "--sarif", "--summary"])
+def test_a_place_that_takes_nothing_is_told_first(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = acting(monkeypatch, tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    done = call("all", "--output", tmp_path / "out", option, tmp_path / "file" / "x", "--no-report")
+    assert (done.status, done.out) == (1, "")
+    assert "can't be written" in one_line(done.err)
+    assert not list(ran.iterdir())

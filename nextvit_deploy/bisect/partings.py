@@ -45,14 +45,15 @@ def _cut(evidence: Evidence, place: Place, *, named: bool) -> Cut:
     steps = _between(evidence, place.step, end)
     inner = {name for step in steps for name in step.outputs}
     read = dict.fromkeys(name for step in steps for name in traced.read(step) if name not in inner)
-    inputs = {name: _stored(traced, name, traced.values[name][0]) for name in read if name in traced.values}
-    got = {end: _stored(traced, end, traced.values[end][0])} if end in traced.values else {}
+    run = _furthest_off(traced, end, wanted)
+    inputs = {name: _stored(traced, name, traced.values[name][run]) for name in read if name in traced.values}
+    got = {end: _stored(traced, end, traced.values[end][run])} if end in traced.values else {}
     expected: dict[str, Array] = {}
     error = math.inf
     if wanted is not None:
         fits = end in traced.values and traced.values[end].size == wanted.value.size
         shape = traced.values[end].shape[1:] if fits else wanted.value.shape[1:]
-        expected = {end: _stored(traced, end, wanted.value[0].reshape(shape))}
+        expected = {end: _stored(traced, end, wanted.value[run].reshape(shape))}
     if wanted is not None and end in traced.values:
         error = apart(traced.values[end], wanted.value)
     module, carries = place.module, known.carried.get(place.module, ())
@@ -69,6 +70,21 @@ def _cut(evidence: Evidence, place: Place, *, named: bool) -> Cut:
         why=told(evidence, Place(place.step, place.node, module), end, wanted),
     )
     return Cut(parting, inputs, expected, got, parting.operations)
+
+
+def _furthest_off(traced: Traced, end: str, wanted: Node | None) -> int:
+    """The run whose images show the difference most: another's may hide it, as behind a ReLU that gives zero.
+
+    Where a number is none that is a run with such a number, else one whose error is a number too: it is no smaller than
+    that of all runs together.
+    """
+    values = traced.values.get(end)
+    if values is None or wanted is None or values.size != wanted.value.size:
+        return 0
+    errors = [apart(*each) for each in zip(values, wanted.value, strict=True)]
+    broken = [at for at, each in enumerate(values) if not np.isfinite(each).all()]
+    finite = [at for at, error in enumerate(errors) if math.isfinite(error)]
+    return max(broken or finite or range(len(errors)), key=lambda at: errors[at])
 
 
 def _is_folded(node: Node | None, wanted: Node | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -53,6 +53,11 @@ class Known:
     outputs: Mapping[str, str]
     """The node behind each of the model's results, by the result's name."""
     carried: Mapping[str, tuple[str, ...]]
+
+    def of_first(self, runs: int) -> Known:
+        """The same on the first ``runs`` runs alone."""
+        nodes = {name: replace(node, value=node.value[:runs]) for name, node in self.nodes.items()}
+        return replace(self, nodes=nodes)
 
     def behind(self, name: str, most: int) -> Iterator[Node]:
         """What is computed from a node, nearest first, at most so many."""

@@ -79,7 +79,7 @@ def _furthest_off(traced: Traced, end: str, wanted: Node | None) -> int:
     that of all runs together.
     """
     values = traced.values.get(end)
-    if values is None or wanted is None or values.size != wanted.value.size:
+    if values is None or wanted is None or values.size != wanted.value.size or len(values) != len(wanted.value):
         return 0
     errors = [apart(*each) for each in zip(values, wanted.value, strict=True)]
     broken = [at for at, each in enumerate(values) if not np.isfinite(each).all()]

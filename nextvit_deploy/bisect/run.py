@@ -191,6 +191,7 @@ def _same_network(
         series = Series(SAME_NETWORK, executor.name, known.against, tolerance, (), tried.partings)
         return series, (), {}, tried.notes
     traced = tried.traced
+    known = known.of_first(traced.runs)
     matches = match(traced, known, tolerance)
     cuts = partings(traced, known, matches, tolerance, named=True)
     anchored = anchors(traced, known, matches)
@@ -238,6 +239,7 @@ def _cost(
     if tried.traced is None:
         raise NotExecutable(tried.partings[0].why)
     traced = tried.traced
+    known = known.of_first(traced.runs)
     anchored = anchors(traced, known, {}) | dict(anchored)
     found = layers(traced, known, anchored)
     beyond = () if parted else _beyond(found, known, tolerance)
@@ -286,6 +288,7 @@ def _of_strangers(subject: _Subject, on_step: OnStep) -> tuple[tuple[Series, ...
     if tried.traced is None:
         series = Series(PRECISION_COST, executor.name, known.against, tolerance, (), tried.partings)
         return (series,), (), (note, *tried.notes)
+    known = known.of_first(tried.traced.runs)
     matches: Mapping[str, Match] = match(tried.traced, known, tolerance)
     cuts = partings(tried.traced, known, matches, tolerance, named=False)
     found = layers(tried.traced, known, anchors(tried.traced, known, matches))

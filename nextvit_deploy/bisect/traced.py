@@ -43,6 +43,11 @@ class Traced:
             for name in step.inputs:
                 self.readers.setdefault(name, []).append(step)
 
+    @property
+    def runs(self) -> int:
+        """How many runs the tensors are of: where one fails those behind it are not made."""
+        return min((len(values) for values in self.values.values()), default=0)
+
     def read(self, step: Step) -> tuple[str, ...]:
         """What an operation reads that is not constant."""
         return tuple(name for name in step.inputs if name in self.moving)

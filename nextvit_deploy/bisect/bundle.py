@@ -90,6 +90,7 @@ def write_bundle(folder: Path, artefact: Path, cut: Cut, bisection: Bisection, o
             fails=_fails(trial, cut, limit),
             readings=(),
             notes=notes,
+            remarks=bisection.notes,
         )
         (shutil.copytree if trial.path.is_dir() else shutil.copyfile)(trial.path, draft / way.name)
         shutil.rmtree(scratch)
@@ -228,7 +229,7 @@ def _described(told: Told, hashes: Mapping[str, str]) -> dict[str, object]:
         "error": trial.error,
         "broken": trial.broken,
         "fails": told.fails,
-        "notes": list(told.notes),
+        "notes": [*told.remarks, *told.notes],
         "versions": versions(),
         "files": dict(hashes),
     }

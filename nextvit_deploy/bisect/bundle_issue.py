@@ -19,7 +19,16 @@ _MODES: Final = {
 }
 _NEEDS: Final = {"onnx": "onnxruntime", "coreml": "coremltools", "tensorrt": "tensorrt-cu12"}
 _FORMATS: Final = {"onnx": "ONNX", "coreml": "Core ML", "tensorrt": "TensorRT"}
-_TELLING: Final = ("torch", "numpy", "onnx", "onnxruntime", "coremltools", "tensorrt-cu12", "tensorrt-rtx-cu12")
+_TELLING: Final = (
+    "nextvit-deploy",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+    "tensorrt-cu12",
+    "tensorrt-rtx-cu12",
+)
 _PRIVATE: Final = """\
 `inputs.npz`, `expected.npz` and `got.npz` hold activations: numbers that were computed from the pictures the bisection
 ran on, and something of these pictures can be made out in them. The piece holds the model's weights of its operations.
@@ -40,6 +49,9 @@ class Told:
     fails: bool
     readings: tuple[Mapping[str, str], ...]
     notes: tuple[str, ...]
+    """Of the piece."""
+    remarks: tuple[str, ...] = ()
+    """Of the whole artefact."""
 
     @property
     def mode(self) -> str:
@@ -63,8 +75,8 @@ def issue(told: Told, hashes: Mapping[str, str]) -> str:
         "## Where\n\n" + _where(told),
         "## To reproduce\n\n" + _steps(told),
     ]
-    if told.notes:
-        parts.append("## Notes\n\n" + _list(told.notes))
+    if told.remarks or told.notes:
+        parts.append("## Notes\n\n" + _list((*told.remarks, *told.notes)))
     parts += [
         "## Versions\n\n" + _table(("what", "version"), versions().items()),
         "## Files\n\n" + _table(("file", "SHA-256"), [(told.artefact, told.sha256), *hashes.items()]),

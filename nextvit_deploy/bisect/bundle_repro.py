@@ -18,8 +18,13 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.stdout.write("repro.py: numpy is not installed; run: python -m pip install numpy\n")
+    sys.exit(2)  # what an error that nobody catches exits with would say that the piece differs
 
 HERE = Path(__file__).resolve().parent
 AGREES, DIFFERS, MISSING, NOT_HERE = 0, 1, 2, 4
@@ -40,7 +45,7 @@ def main() -> int:
     except Stop as stop:
         say(f"repro.py: {stop}")
         return stop.status
-    except OSError as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         say(f"repro.py: {error}; unpack the whole bundle")
         return MISSING
 

@@ -57,7 +57,8 @@ def _cut(evidence: Evidence, place: Place, *, named: bool) -> Cut:
     if wanted is not None and end in traced.values:
         error = apart(traced.values[end], wanted.value)
     module, carries = place.module, known.carried.get(place.module, ())
-    if not named and _is_folded(place.node, wanted):
+    folded = not named and _is_folded(place.node, wanted)
+    if folded:
         assert wanted is not None  # noqa: S101 - or it would not be folded
         module, carries = wanted.module, (place.module,)
     parting = Parting(
@@ -67,7 +68,7 @@ def _cut(evidence: Evidence, place: Place, *, named: bool) -> Cut:
         error=error,
         input_error=max((evidence.matches[name].error for name in inputs if name in evidence.matches), default=0.0),
         carries=carries,
-        why=told(evidence, Place(place.step, place.node, module), end, wanted),
+        why=told(evidence, Place(place.step, place.node, module), end, wanted, folded=folded),
     )
     return Cut(parting, inputs, expected, got, parting.operations)
 

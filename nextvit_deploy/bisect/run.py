@@ -19,11 +19,13 @@ from nextvit_deploy.bisect.depth import anchors, largest_jump, layers
 from nextvit_deploy.bisect.known import Known, carried_by, record
 from nextvit_deploy.bisect.match import Match, apart, match
 from nextvit_deploy.bisect.partings import partings
+from nextvit_deploy.bisect.places import Evidence
 from nextvit_deploy.bisect.record import Bisection, Layer, Parting, Series
 from nextvit_deploy.bisect.steps import wrong_steps
 from nextvit_deploy.bisect.traced import Traced
 from nextvit_deploy.data import ImageSet
-from nextvit_deploy.origin import read
+from nextvit_deploy.manifest import versions
+from nextvit_deploy.origin import other_source, read
 from nextvit_deploy.pipeline import identify, model_of, open_checkpoint, open_images, rewrite
 from nextvit_deploy.quantization import quantize_again
 from nextvit_deploy.request import Request
@@ -82,11 +84,24 @@ def bisect(path: Path, request: Request, on_step: OnStep) -> tuple[Bisection, tu
     on_step("load the checkpoint")
     subject, recorded = _open(path, request)
     if recorded:
+        other = [*other_source(recorded, subject.made, subject.checkpoint), *_other_writers(recorded, subject.made)]
         series, cuts, notes = _of_our_own(subject, on_step)
     else:
+        other = []
         series, cuts, notes = _of_strangers(subject, on_step)
-    found = Bisection(path.name, Artifact.of(path).sha256, series, notes)
+    found = Bisection(path.name, Artifact.of(path).sha256, series, (*other, *notes))
     return found, cuts
+
+
+def _other_writers(recorded: Mapping[str, object], made: ExportSpec) -> list[str]:
+    """A note where the artefact was written by other versions than are here: the fault may be theirs."""
+    wrote, here = recorded.get("versions"), versions(made.target)
+    if not isinstance(wrote, Mapping):
+        return []
+    others = [
+        f"{name} {wrote[name]} (here {here.get(name)})" for name in sorted(wrote) if wrote[name] != here.get(name)
+    ]
+    return [f"the file was written by other versions than are here: {', '.join(others)}"] if others else []
 
 
 def layers_of(path: Path, request: Request, on_step: OnStep) -> Bisection:
@@ -94,7 +109,8 @@ def layers_of(path: Path, request: Request, on_step: OnStep) -> Bisection:
     return bisect(path, replace(request, count=1), on_step)[0]
 
 
-def _open(path: Path, request: Request) -> tuple[_Subject, bool]:
+def _open(path: Path, request: Request) -> tuple[_Subject, Mapping[str, object]]:
+    """The artefact and what it records of its making, nothing where another tool made it."""
     target = targets.of_file(path)
     saved = read(target, path)
     checkpoint = open_checkpoint(request.checkpoint, ema=request.ema)
@@ -102,7 +118,7 @@ def _open(path: Path, request: Request) -> tuple[_Subject, bool]:
     spec = target.adopt(made, path)
     images = _batches(request, spec, checkpoint)
     executors = target.executors(spec, path)
-    return _Subject(path, target, made, spec, names, checkpoint, images, executors), bool(saved.provenance)
+    return _Subject(path, target, made, spec, names, checkpoint, images, executors), saved.provenance or {}
 
 
 def _batches(request: Request, spec: ExportSpec, checkpoint: Checkpoint) -> tuple[ImageSet, ...]:
@@ -291,7 +307,11 @@ def _of_strangers(subject: _Subject, on_step: OnStep) -> tuple[tuple[Series, ...
     known = known.of_first(tried.traced.runs)
     matches: Mapping[str, Match] = match(tried.traced, known, tolerance)
     cuts = partings(tried.traced, known, matches, tolerance, named=False)
-    found = layers(tried.traced, known, anchors(tried.traced, known, matches))
+    sound = Evidence.of(tried.traced, known, matches, named=False).sound
+    anchored = anchors(tried.traced, known, matches)
+    # a name alone tells nothing of what passes may have rewritten, unless something is missing there
+    anchored = {name: tensor for name, tensor in anchored.items() if tensor in matches or name not in sound}
+    found = layers(tried.traced, known, anchored)
     parted = (*tried.partings, *(cut.parting for cut in cuts))
     series = Series(PRECISION_COST, tried.traced.executor, known.against, tolerance, found, parted)
     return (series,), cuts, (note, *tried.notes, *_on_jump(found))

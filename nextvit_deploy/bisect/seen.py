@@ -15,8 +15,11 @@ _FEW: Final = 0.5
 """Share of the channels up to which those that are off are named."""
 
 
-def told(evidence: Evidence, place: Place, end: str, wanted: Node | None) -> str:
-    """How what comes out differs, or why nothing does; what is read from elsewhere than in PyTorch is told first."""
+def told(evidence: Evidence, place: Place, end: str, wanted: Node | None, *, folded: bool) -> str:
+    """How what comes out differs, or why nothing does; what is read from elsewhere than in PyTorch is told first.
+
+    Where a norm in front is ``folded`` in, what is in front of that is rightly read.
+    """
     traced, matches = evidence.traced, evidence.matches
     if end not in traced.values:
         return "it can't be executed" if traced.failure is None else str(traced.failure)
@@ -24,7 +27,8 @@ def told(evidence: Evidence, place: Place, end: str, wanted: Node | None) -> str
         return "NaN or infinity comes out"
     if end in matches:
         return f"{place.step.operation} gives {_name(evidence, matches[end].nodes[0])}"
-    return _elsewhere(evidence, place) or ("" if wanted is None else _difference(traced.values[end], wanted.value))
+    elsewhere = "" if folded else _elsewhere(evidence, place)
+    return elsewhere or ("" if wanted is None else _difference(traced.values[end], wanted.value))
 
 
 def _elsewhere(evidence: Evidence, place: Place) -> str:

@@ -71,21 +71,21 @@ def _bundle(
     place: Path, artefact: Path, found: Bisection, cuts: tuple[Cut, ...], on_step: Callable[[str], None]
 ) -> tuple[Bundle | None, str]:
     """The bundle of the first parting, or why there is none."""
-    from nextvit_deploy.bisect.bundle import write_bundle
+    from nextvit_deploy.bisect.bundle import is_bundle, write_bundle
     from nextvit_exporters.errors import DeployError, OutputNotWritten
 
-    first = found.parting
+    first, old = found.parting, f"; {place} is an earlier run's" if is_bundle(place) else ""
     if first is None:
-        return None, ""
+        return None, f"no repro bundle: nothing parts{old}" if old else ""
     cut = next((each for each in cuts if each.parting == first), None)
     if cut is None:
-        return None, "no repro bundle: no piece of the artefact shows it alone"
+        return None, f"no repro bundle: no piece of the artefact shows it alone{old}"
     try:
         return write_bundle(place, artefact, cut, found, on_step), ""
     except OutputNotWritten:
         raise
     except DeployError as error:
-        return None, f"no repro bundle: {error}"
+        return None, f"no repro bundle: {error}{old}"
 
 
 def _leave(found: Bisection) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich.console import Console
 from rich.markup import escape
 
 from nextvit_deploy.contract.given import Given
-from nextvit_deploy.contract.search import TOLERANCE, Found
-from nextvit_deploy.contract.steps import SHORT_SIDES, Steps, resized_short_side, side_of, statistics
+from nextvit_deploy.contract.search import Found
+from nextvit_deploy.contract.steps import Steps, resized_short_side, side_of, statistics
+from nextvit_deploy.contract.trial import FITTED, TOLERANCE
 from nextvit_models.preprocessing import Preprocessing, Triple
 
 
@@ -28,7 +31,7 @@ def conclusion(found: Found) -> str:
         return f"agrees with the checkpoint, {found.largest:.2f} of 255 apart at most"
     if found.explained:
         return f"differs from the checkpoint in: {', '.join(found.differing)}"
-    return f"differs from the checkpoint, up to {found.from_contract:.0f} of 255, and no three known steps explain it"
+    return f"differs from the checkpoint, up to {found.from_contract:.0f} of 255, and no known steps explain it"
 
 
 def as_record(found: Found, given: Given, wanted: Preprocessing) -> dict[str, object]:
@@ -47,7 +50,7 @@ def as_record(found: Found, given: Given, wanted: Preprocessing) -> dict[str, ob
         "others": [named(each, wanted) for each in found.others],
         "unseen": [named(each, wanted) for each in found.unseen],
         "where": found.where,
-        "notes": list(given.notes),
+        "notes": [*given.notes, *found.hints],
     }
 
 
@@ -65,7 +68,7 @@ def show_preproc(console: Console, found: Found, given: Given, wanted: Preproces
         _say(console, f"  where: {found.where}")
     for other in found.others:
         _say(console, f"  would explain it too: {named(other, wanted)}")
-    for note in given.notes:
+    for note in (*given.notes, *found.hints):
         _say(console, f"note: {note}")
     if found.unseen:
         _say(console, f"this picture can't show: {'; '.join(named(each, wanted) for each in found.unseen)}")
@@ -83,31 +86,62 @@ def _contract(wanted: Preprocessing) -> str:
 
 
 def _yours(step: str, found: Found, wanted: Preprocessing) -> str:
-    mean, std = found.fitted or statistics(found.steps.stats, wanted)
     value = found.steps.value(step)
-    side = resized_short_side(wanted) if value not in SHORT_SIDES else side_of(value, wanted)
+    if step == "stats":
+        return _stats(value, found, wanted)
+    if step == "geometry":
+        return _GEOMETRIES.get(value, f"short side resized to {side_of(value, wanted)}")
     said = {
-        "filter": f"resized with {value}",
+        "filter": f"resized with {_FILTERS.get(value, value)}",
         "antialias": "resized without antialiasing",
-        "geometry": "squashed to the square" if value == "squash" else f"short side resized to {side}",
-        "crop": "cropped at the top left corner" if value == "corner" else f"cropped {value} of the centre",
-        "channels": "channels in the order BGR",
+        "crop": "placed at the top left corner" if value == "corner" else f"placed {value} of the centre",
+        "flip": "mirrored, left to right",
+        "channels": "grey in all three channels" if value == "grey" else f"channels in the order {value}",
         "orientation": "the camera's orientation is ignored",
         "scale": {
             "none": "pixels not divided by 255",
-            "twice": "pixels divided by 255 twice",
+            "twice": "pixels divided by 255 twice, or mean and std multiplied by 255 for pixels from 0 to 1",
             "1/127.5 - 1": "pixels scaled to -1 to 1",
+            "1/256": "pixels divided by 256",
         }.get(value, ""),
-        "stats": {
-            "none": "not normalised",
-            "no std": "the mean is subtracted, but not divided by std",
-            "no mean": "divided by std, but no mean is subtracted",
-            "swapped": "mean and std are swapped",
-            "reversed": "mean and std are in the order BGR",
-        }.get(value, f"normalised with mean {_short(mean)} and std {_short(std)}"),
         "layout": "laid out as height, width, channels",
     }
     return said[step]
+
+
+def _stats(value: str, found: Found, wanted: Preprocessing) -> str:
+    mean, std = found.fitted if value == FITTED and found.fitted else statistics(value, wanted)
+    values = f"(x - {_short(mean)}) / {_short(std)}"
+    if value == FITTED:
+        inverted = ", which inverts it" if max(std) < 0 else ""
+        return f"normalised as {values}{inverted}, where x is a pixel from 0 to 1 and no known mean and std fit"
+    return {
+        "none": "not normalised",
+        "no std": "the mean is subtracted, but not divided by std",
+        "no mean": "divided by std, but no mean is subtracted",
+        "swapped": "mean and std are swapped",
+        "reversed": "mean and std are in the order BGR",
+        "mean reversed": "the mean is in the order BGR, std in RGB",
+        "std reversed": "std is in the order BGR, the mean in RGB",
+        "before scaling": "mean and std, which are for pixels from 0 to 1, are applied before the division by 255",
+        "0.5": f"normalised as {values}, as Inception is",
+        "Caffe": f"normalised as {values}, as Caffe's networks are, without division by 255",
+    }.get(value, f"normalised with {value}'s mean {_short(mean)} and std {_short(std)}")
+
+
+_GEOMETRIES: Final = {
+    "squash": "squashed to the square",
+    "long side rounded": "the long side is rounded after the resize, not cut off to whole pixels",
+    "crop first": "the centre is cropped before the resize",
+    "crop fraction first": "the contract's fraction of the centre is cropped before the resize",
+    "letterbox": "the long side resized to the size, the rest padded",
+    "letterbox floored": "the long side resized to the size, the rest padded",
+}
+_FILTERS: Final = {
+    "nearest": "nearest, as Pillow does",
+    "floored nearest": "nearest, as PyTorch and OpenCV do",
+    "area": "area, as OpenCV's INTER_AREA does",
+}
 
 
 def _short(values: Triple) -> str:
@@ -119,6 +153,7 @@ def _fix(step: str, wanted: Preprocessing) -> str:
         "filter": f"resize with {wanted.interpolation}",
         "antialias": "resize with antialias=True, or with Pillow",
         "geometry": f"resize the short side to {resized_short_side(wanted)} and keep the proportions",
+        "flip": "leave random flips to training",
         "crop": f"crop the centre {wanted.image_size} x {wanted.image_size}, as torchvision's CenterCrop does",
         "channels": "convert to RGB",
         "orientation": "apply it first, with PIL.ImageOps.exif_transpose",

@@ -1,4 +1,8 @@
-"""Find the fewest steps that have to differ from the contract for a tensor to come out as it did."""
+"""Find the fewest steps that have to differ from the contract for a tensor to come out as it did.
+
+The cuts are tried first, each against the tensor with the gains and offsets that suit it best. Only those that it
+could have been made from are given names for their scale, mean and std.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,22 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from nextvit_deploy.contract.steps import (
-    ORIENTATION,
-    Pixels,
-    Steps,
-    Values,
-    pixels,
-    same_side,
-    single_deviations,
-    statistics,
-    to_pixels,
-    to_tensor,
-    unrounded,
-)
+from nextvit_deploy.contract import fit
+from nextvit_deploy.contract.cuts import ORIENTATION, go_together, plan, upright
+from nextvit_deploy.contract.steps import Steps, Values, side, single_deviations, statistics, to_tensor
+from nextvit_deploy.contract.trial import TOLERANCE, VALUE_STEPS, Explanation, Trial
 from nextvit_models.preprocessing import Preprocessing, Triple
 
-TOLERANCE: Final = 1.5
-"""Steps of a pixel, of 255: what rounding to whole pixels between two passes of a resize can come to."""
 _MOST: Final = 3
-"""Steps that are tried together."""
-FITTED: Final = "fitted"
-"""What ``Steps.stats`` is where mean and std are the tensor's own."""
-_FLAT: Final = 1e-12
-_OVERSHOOT: Final = 64
-"""Steps by which a bicubic resize in floats may pass 0 and 255 where whole pixels are clipped."""
+"""Steps of the cut that are tried together."""
+_ALIKE: Final = (2.0, 0.1)
+"""Another explanation's mean distance is at most so many times the best's, plus this, or it is no rival."""
+_CLOSEST: Final = 6
+"""Cuts that are given names where nothing explains a tensor."""
+_TOO_FINE: Final = "1/256"
+"""A choice of ``scale`` that no picture can show."""
+_SAME: Final = 0.2
+"""Steps of a pixel that a fitted value may be off the one that it is called by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,8 @@ class Found:
     where: str
     fitted: tuple[Triple, Triple] | None = None
     """Mean and std of pixels from 0 to 1, where those are no known ones."""
+    hints: tuple[str, ...] = ()
+    """What is within the tolerance, but worth saying."""
 
     @property
     def agrees(self) -> bool:
@@ -64,124 +62,149 @@ class Found:
         return self.explained and not self.differing
 
 
-@dataclass(slots=True)
-class _Trial:
-    """Candidates against one tensor; pixels are made once for all candidates that share them."""
-
-    picture: Image.Image
-    wanted: Preprocessing
-    made: dict[Steps, Pixels]
-    floats: dict[Steps, Values]
-
-    def cut(self, steps: Steps) -> Pixels:
-        key = replace(steps, scale="", stats="", layout="")
-        if key not in self.made:
-            self.made[key] = pixels(self.picture, steps, self.wanted)
-        return self.made[key]
-
-    def off(self, tensor: Values, steps: Steps) -> Values:
-        """By how many steps of a pixel each value is off, (3, H, W)."""
-        seen = to_pixels(tensor, steps, self.wanted)
-        beyond = np.clip(seen, -_OVERSHOOT, 255 + _OVERSHOOT)
-        clipped = np.where(seen == beyond, np.clip(seen, 0, 255), seen)
-        result: Values = np.abs(clipped - self.cut(steps))
-        if result.mean() > TOLERANCE or result.max() <= TOLERANCE or steps.antialias == "no":
-            return result
-        key = replace(steps, scale="", stats="", layout="")  # near: it may have been resized in floats
-        if key not in self.floats:
-            self.floats[key] = unrounded(self.picture, steps, self.wanted)
-        exact: Values = np.abs(seen - self.floats[key])
-        return exact if exact.max() < result.max() else result
-
-
 def search(tensor: Values, layout: str, picture: Image.Image, wanted: Preprocessing) -> Found:
     """The fewest deviations that reproduce ``tensor``, (3, H, W), within ``TOLERANCE``; else the closest."""
-    trial = _Trial(picture, wanted, {}, {})
     contract = Steps(filter=wanted.interpolation)
     singles = tuple(_distinct(contract, picture, wanted))
-    from_contract = float(trial.off(tensor, contract).max())
-    ideal = to_tensor(trial.cut(contract), contract, wanted)
-    unseen = tuple(each for each in singles if trial.off(ideal, each).max() <= TOLERANCE)
-    closest, least = contract, np.inf
-    for count in range(_MOST + 1):
-        fitting: list[tuple[float, Steps]] = []
-        for steps in _combined(contract, singles, count):
-            off = trial.off(tensor, steps)
-            if off.max() <= TOLERANCE:
-                fitting.append((float(off.mean()), steps))
-            if count < _MOST and off.mean() < least:
-                closest, least = steps, float(off.mean())
-        if fitting:
-            fitting.sort(key=lambda each: each[0])
-            best = fitting[0][1]
-            others = () if count == 0 else tuple(steps for _, steps in fitting[1:])
-            return _found(trial, tensor, replace(best, layout=layout), others, (from_contract, unseen))
-    fit = _fit(trial, tensor, (contract, *singles))
-    if fit is not None:
-        steps, mean, std = fit
-        own = _Trial(picture, replace(wanted, mean=mean, std=std), trial.made, trial.floats)
-        told = _found(own, tensor, replace(steps, layout=layout), (), (from_contract, unseen))
-        differing = replace(steps, stats=FITTED, layout=layout)
-        return replace(told, steps=differing, differing=differing.differing(contract), fitted=(mean, std))
-    return _found(trial, tensor, replace(closest, layout=layout), (), (from_contract, unseen))
-
-
-def _fit(trial: _Trial, tensor: Values, candidates: tuple[Steps, ...]) -> tuple[Steps, Triple, Triple] | None:
-    """The cut for which each channel is ``(pixel / 255 - mean) / std`` of some mean and std: by least squares.
-
-    One that differs from the contract in its cut alone; None where no line fits within ``TOLERANCE``.
-    """
-    fitting: list[tuple[float, Steps, Triple, Triple]] = []
-    for steps in dict.fromkeys(replace(each, scale="1/255", stats="contract") for each in candidates):
-        cut = trial.cut(steps).astype(np.float64) / 255
-        mean, std = [], []
-        for pixel, value in zip(cut, tensor, strict=True):
-            centred, spread = pixel - pixel.mean(), value - value.mean()
-            slope = float((spread * centred).sum() / max((spread**2).sum(), _FLAT))  # of the pixel over the value
-            std.append(slope)
-            mean.append(float(pixel.mean() - slope * value.mean()))
-        off = np.abs(tensor * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1)) - cut) * 255
-        if off.max() <= TOLERANCE and min(std) > 0:
-            fitting.append((float(off.mean()), steps, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])))
-    return min(fitting, key=lambda each: each[0])[1:] if fitting else None
-
-
-def _found(
-    trial: _Trial,
-    tensor: Values,
-    steps: Steps,
-    others: tuple[Steps, ...],
-    known: tuple[float, tuple[Steps, ...]],
-) -> Found:
-    off = trial.off(tensor, steps)
-    explained = bool(off.max() <= TOLERANCE)
+    cuts = tuple(each for each in singles if each.differing(contract)[0] not in VALUE_STEPS)
+    values = _values(contract, singles)
+    trial = Trial(tensor, picture, wanted, values)
+    explanations = _explanations(trial, contract, cuts) or _any_side(trial, contract)
+    explanations.sort(key=lambda each: (*_order(each, contract), each.mean))
+    from_contract = float(trial.off(contract).max())
+    unseen = tuple(_unseen(contract, singles, picture, wanted))
+    if not explanations:
+        steps = _closest(trial, contract)
+        off = trial.off(steps)
+        told = replace(steps, layout=layout)
+        return Found(
+            steps=told,
+            differing=told.differing(contract),
+            explained=False,
+            largest=float(off.max()),
+            mean=float(off.mean()),
+            from_contract=from_contract,
+            others=(),
+            unseen=unseen,
+            where=_where(off),
+        )
+    best = explanations[0]
+    steps = replace(best.steps, layout=layout)
     return Found(
         steps=steps,
-        differing=steps.differing(Steps(filter=trial.wanted.interpolation)),
-        explained=explained,
-        largest=float(off.max()),
-        mean=float(off.mean()),
-        from_contract=known[0],
-        others=others,
-        unseen=known[1],
-        where="" if explained else _where(off),
+        differing=steps.differing(contract),
+        explained=True,
+        largest=best.largest,
+        mean=best.mean,
+        from_contract=from_contract,
+        others=tuple(_others(explanations, contract)),
+        unseen=unseen,
+        where="",
+        fitted=best.fitted,
+        hints=tuple(_hints(trial, best)),
     )
+
+
+def _order(explanation: Explanation, contract: Steps) -> tuple[bool, int]:
+    """Known values come before fitted ones, then fewer deviations before more."""
+    return explanation.fitted is not None, len(explanation.steps.differing(contract))
+
+
+def _explanations(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> list[Explanation]:
+    """All explanations of up to ``_MOST`` deviations of the cut that aren't worse than one with fewer."""
+    found: list[Explanation] = []
+    most = _MOST
+    for count in range(_MOST + 1):
+        if count > most:
+            break
+        for steps in _combined(contract, cuts, count):
+            found += trial.explained(steps)
+        if found:
+            fitted, fewest = min(_order(each, contract) for each in found)
+            most = count + 1 if fitted and most == _MOST else min(most, fewest)
+    return found
+
+
+def _any_side(trial: Trial, contract: Steps) -> list[Explanation]:
+    """Short sides that nobody names, up to twice the size."""
+    size, found = trial.wanted.image_size, list[Explanation]()
+    resizes = {
+        (contract.filter, "yes"): contract,
+        ("bilinear", "yes"): replace(contract, filter="bilinear"),
+        ("bilinear", "no"): replace(contract, filter="bilinear", antialias="no"),
+    }
+    for resize in resizes.values():
+        for pixels in range(size, 2 * size + 1):
+            for channels in ("RGB", "BGR"):
+                found += trial.explained(replace(resize, geometry=side(pixels), channels=channels))
+            trial.forget()
+        if found:
+            break
+    return found
+
+
+def _closest(trial: Trial, contract: Steps) -> Steps:
+    """Of the cuts that came nearest, the one with the names that suit it best."""
+    near = [contract, *(steps for _, steps in sorted(trial.residuals, key=lambda each: each[0])[:_CLOSEST])]
+    named = [trial.named(steps, value) for steps in dict.fromkeys(near) for value in trial.values]
+    return min(named, key=lambda each: (round(trial.roughly(each), 6), len(each.differing(contract))))
+
+
+def _others(explanations: list[Explanation], contract: Steps) -> Iterator[Steps]:
+    """What explains a tensor as well as the first explanation, which is sorted to be the best."""
+    best = explanations[0]
+    times, plus = _ALIKE
+    for each in explanations[1:] if best.steps != contract else ():
+        if _order(each, contract) == _order(best, contract) and each.mean <= times * best.mean + plus:
+            yield each.steps
+
+
+def _hints(trial: Trial, best: Explanation) -> Iterator[str]:
+    """That pixels were divided by 256, which is less than the tolerance."""
+    if best.fitted is None:
+        fitted = fit.line(trial.tensor, trial.cut(best.steps))
+        gain, offset = trial.gains(best.steps)
+        exact, finer = (fit.between(trial.tensor, fitted, (gain * by, offset * by)) for by in (1.0, 256 / 255))
+        if finer < _SAME and exact > 2 * _SAME:
+            yield "pixels are divided by 256, not by 255: the checkpoint wants 255, though the tolerance allows it"
+
+
+def _unseen(
+    contract: Steps, singles: tuple[Steps, ...], picture: Image.Image, wanted: Preprocessing
+) -> Iterator[Steps]:
+    """The single deviations that a tensor of this picture wouldn't show."""
+    ideal = Trial(np.empty(0), picture, wanted, ())
+    ideal = Trial(to_tensor(ideal.cut(contract).pixels, contract, wanted), picture, wanted, ())
+    for each in singles:
+        if each.scale != _TOO_FINE and ideal.off(each).max() <= TOLERANCE:
+            yield each
+
+
+def _values(contract: Steps, singles: tuple[Steps, ...]) -> tuple[tuple[str, str], ...]:
+    """Scale and stats, in all combinations."""
+    scales = dict.fromkeys((contract.scale, *(each.scale for each in singles)))
+    stats = dict.fromkeys((contract.stats, *(each.stats for each in singles)))
+    return tuple((scale, stat) for scale in scales for stat in stats)
 
 
 def _distinct(contract: Steps, picture: Image.Image, wanted: Preprocessing) -> Iterator[Steps]:
     """The single deviations that differ from each other and from the contract for this checkpoint and picture."""
     turned = picture.getexif().get(ORIENTATION, 1) != 1
-    seen = {statistics("contract", wanted)}
-    for each in single_deviations(contract):
-        if each.differing(contract) == ("geometry",) and same_side(each.geometry, wanted):
+    size = upright(picture, contract).size
+    plans, stats = {plan(size, contract.geometry, wanted)}, {statistics("contract", wanted)}
+    for each in single_deviations(contract, wanted):
+        if not go_together(each) or (each.orientation != contract.orientation and not turned):
             continue
-        if each.orientation != contract.orientation and not turned:
-            continue
+        if each.geometry != contract.geometry:
+            done = plan(size, each.geometry, wanted)
+            if done in plans and each.geometry != "squash":
+                continue
+            plans.add(done)
         if each.stats != contract.stats:
             values = statistics(each.stats, wanted)
-            if values in seen:
+            if values in stats:
                 continue
-            seen.add(values)
+            stats.add(values)
         yield each
 
 
@@ -191,8 +214,9 @@ def _combined(contract: Steps, singles: tuple[Steps, ...], count: int) -> Iterat
     for chosen in combinations(changes, count):
         names = {name for name, _ in chosen}
         if len(names) == count:
-            changed = {name: each.value(name) for name, each in chosen}
-            yield replace(contract, **changed)
+            steps = replace(contract, **{name: each.value(name) for name, each in chosen})
+            if go_together(steps):
+                yield steps
 
 
 def _where(off: Values) -> str:

@@ -1,4 +1,4 @@
-"""The steps from a picture to a tensor, as the checkpoint wants them and as they are often written instead."""
+"""The steps from a picture to a tensor: what each may be, as the checkpoint wants it and as it is often written."""
 
 from __future__ import annotations
 
@@ -9,43 +9,61 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from nextvit_models.errors import DeployError
-from nextvit_models.preprocessing import INTERPOLATIONS, Preprocessing, Triple
+from nextvit_models.preprocessing import Preprocessing, Triple
 
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]
 
-ORIENTATION: Final = 0x0112
-"""The EXIF tag of how the camera was held."""
-_LONGEST: Final = 100_000
-"""Pixels along the longer side after the resize."""
-_SHIFTS: Final = {
+SHIFTS: Final = {
     f"one pixel {down}{' and ' if down and right else ''}{right}": (row, column)
     for row, down in ((-1, "up"), (0, ""), (1, "down"))
     for column, right in ((-1, "left"), (0, ""), (1, "right"))
     if row or column
 }
-SHORT_SIDES: Final = {
-    "short side is the size": 1.0,
-    "crop fraction 0.875": 0.875,
-    "crop fraction 0.9": 0.9,
-    "crop fraction 0.95": 0.95,
-}
-"""Choices of ``geometry``: the size's share of the short side before the crop."""
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "filter": INTERPOLATIONS,
+"""Choices of ``crop``: by how many rows and columns it is off the centre."""
+_SIDE: Final = "short side "
+"""A choice of ``geometry`` that begins so goes on with the pixels along the short side."""
+_FRACTIONS: Final = (1.0, 0.875, 0.9, 0.95)
+_MORE: Final = 32
+"""Pixels by which the short side is often made longer than the size: 256 for 224."""
+CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "filter": ("nearest", "floored nearest", "box", "area", "bilinear", "hamming", "bicubic", "lanczos"),
     "antialias": ("yes", "no"),
-    "geometry": ("short side", "squash", *SHORT_SIDES),
-    "crop": ("centre", "corner", *_SHIFTS),
-    "channels": ("RGB", "BGR"),
+    "geometry": (
+        "short side",
+        "squash",
+        "long side rounded",
+        "crop first",
+        "crop fraction first",
+        "letterbox",
+        "letterbox floored",
+    ),
+    "crop": ("centre", "corner", *SHIFTS),
+    "flip": ("no", "yes"),
+    "channels": ("RGB", "BGR", "grey"),
     "orientation": ("applied", "ignored"),
-    "scale": ("1/255", "none", "twice", "1/127.5 - 1"),
-    "stats": ("contract", "none", "no std", "no mean", "ImageNet", "0.5", "swapped", "reversed"),
+    "scale": ("1/255", "none", "twice", "1/127.5 - 1", "1/256"),
+    "stats": (
+        "contract",
+        "none",
+        "no std",
+        "no mean",
+        "ImageNet",
+        "CLIP",
+        "0.5",
+        "Caffe",
+        "swapped",
+        "reversed",
+        "mean reversed",
+        "std reversed",
+        "before scaling",
+    ),
     "layout": ("CHW", "HWC"),
 }
-"""What each step may be."""
+"""What each step may be; ``geometry`` may also be another short side, which depends on the checkpoint."""
+_CLIP: Final = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_CAFFE: Final = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,7 @@ class Steps:
     antialias: str = "yes"
     geometry: str = "short side"
     crop: str = "centre"
+    flip: str = "no"
     channels: str = "RGB"
     orientation: str = "applied"
     scale: str = "1/255"
@@ -74,60 +93,36 @@ class Steps:
         return tuple(each.name for each in fields(self) if self.value(each.name) != other.value(each.name))
 
 
-def single_deviations(contract: Steps) -> Iterator[Steps]:
+def single_deviations(contract: Steps, wanted: Preprocessing) -> Iterator[Steps]:
     """Every way to get exactly one of the searched steps wrong."""
-    for step, choices in _CHOICES.items():
-        if step != "layout":
-            for choice in choices:
-                if choice != contract.value(step):
-                    changed = dict.fromkeys((step,), choice)
-                    yield replace(contract, **changed)
+    for step, choices in CHOICES.items():
+        if step == "layout":
+            continue
+        for choice in choices if step != "geometry" else (*choices, *other_sides(wanted)):
+            if choice != contract.value(step):
+                changed = dict.fromkeys((step,), choice)
+                yield replace(contract, **changed)
 
 
 def statistics(name: str, wanted: Preprocessing) -> tuple[Triple, Triple]:
-    """The mean and std that a choice of ``stats`` stands for."""
+    """The mean and std, of pixels from 0 to 1, that a choice of ``stats`` stands for."""
     zero, one, half = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5)
-    default = Preprocessing()
+    default, mean, std = Preprocessing(), wanted.mean, wanted.std
     return {
-        "contract": (wanted.mean, wanted.std),
+        "contract": (mean, std),
         "none": (zero, one),
-        "no std": (wanted.mean, one),
-        "no mean": (zero, wanted.std),
+        "no std": (mean, one),
+        "no mean": (zero, std),
         "ImageNet": (default.mean, default.std),
+        "CLIP": _CLIP,
         "0.5": (half, half),
-        "swapped": (wanted.std, wanted.mean),
-        "reversed": (_reversed(wanted.mean), _reversed(wanted.std)),
+        "Caffe": _CAFFE,
+        "swapped": (std, mean),
+        "reversed": (_reversed(mean), _reversed(std)),
+        "mean reversed": (_reversed(mean), std),
+        "std reversed": (mean, _reversed(std)),
+        "before scaling": ((mean[0] / 255, mean[1] / 255, mean[2] / 255), std),
     }[name]
-
-
-def pixels(picture: Image.Image, steps: Steps, wanted: Preprocessing) -> Pixels:
-    """The picture cut to size, (3, H, W) from 0 to 255, in the steps' order of channels."""
-    upright = ImageOps.exif_transpose(picture) if steps.orientation == "applied" else picture
-    size = wanted.image_size
-    width, height = _scaled(upright.size, steps, wanted)
-    if max(width, height) > _LONGEST:
-        raise DeployError("the picture is too long and thin; use another")
-    resized = _resize(upright.convert("RGB"), (width, height), steps)
-    left, top = (0, 0) if steps.crop == "corner" else (round((width - size) / 2), round((height - size) / 2))
-    down, right = _SHIFTS.get(steps.crop, (0, 0))
-    cut = resized.crop((left + right, top + down, left + right + size, top + down + size))
-    array = np.asarray(cut).transpose(2, 0, 1)
-    return array[::-1] if steps.channels == "BGR" else array
-
-
-def unrounded(picture: Image.Image, steps: Steps, wanted: Preprocessing) -> Values:
-    """As ``pixels``, resized in floats: neither rounded nor clipped."""
-    upright = ImageOps.exif_transpose(picture) if steps.orientation == "applied" else picture
-    bands = [Image.fromarray(np.asarray(band, np.float32)) for band in upright.convert("RGB").split()]
-    size, (width, height) = wanted.image_size, _scaled(upright.size, steps, wanted)
-    left, top = (0, 0) if steps.crop == "corner" else (round((width - size) / 2), round((height - size) / 2))
-    down, right = _SHIFTS.get(steps.crop, (0, 0))
-    box = (left + right, top + down, left + right + size, top + down + size)
-    filters = Image.Resampling[steps.filter.upper()]
-    array: Values = np.stack(
-        [np.asarray(band.resize((width, height), filters).crop(box), np.float64) for band in bands]
-    )
-    return array[::-1] if steps.channels == "BGR" else array
 
 
 def to_tensor(values: Pixels, steps: Steps, wanted: Preprocessing) -> Values:
@@ -138,22 +133,23 @@ def to_tensor(values: Pixels, steps: Steps, wanted: Preprocessing) -> Values:
     return result
 
 
-def to_pixels(tensor: Values, steps: Steps, wanted: Preprocessing) -> Values:
-    """``to_tensor`` undone: what the pixels were, if these were the steps."""
-    mean, std = (np.reshape(each, (3, 1, 1)) for each in statistics(steps.stats, wanted))
+def gains(steps: Steps, wanted: Preprocessing) -> tuple[Values, Values]:
+    """What undoes ``to_tensor``: pixels are the tensor times the first, plus the second, by channel."""
+    mean, std = (np.array(each) for each in statistics(steps.stats, wanted))
     factor, offset = _scale(steps.scale)
-    result: Values = (tensor * std + mean - offset) / factor
-    return result
+    return std / factor, (mean - offset) / factor
 
 
-def same_side(choice: str, wanted: Preprocessing) -> bool:
-    """Whether a choice of ``geometry`` is another name for what the contract has."""
-    return choice in SHORT_SIDES and math.floor(wanted.image_size / SHORT_SIDES[choice]) == resized_short_side(wanted)
+def side_of(geometry: str, wanted: Preprocessing) -> int | None:
+    """Pixels along the short side before the crop, where a choice of ``geometry`` names them."""
+    if geometry == _SIDE.strip():
+        return resized_short_side(wanted)
+    return int(geometry.removeprefix(_SIDE)) if geometry.startswith(_SIDE) else None
 
 
-def side_of(choice: str, wanted: Preprocessing) -> int:
-    """Pixels along the short side that a choice of ``geometry`` other than ``squash`` stands for."""
-    return math.floor(wanted.image_size / SHORT_SIDES[choice])
+def side(pixels: int) -> str:
+    """The choice of ``geometry`` that resizes the short side to so many pixels."""
+    return f"{_SIDE}{pixels}"
 
 
 def resized_short_side(wanted: Preprocessing) -> int:
@@ -161,32 +157,22 @@ def resized_short_side(wanted: Preprocessing) -> int:
     return math.floor(wanted.image_size / wanted.crop_pct)
 
 
+def other_sides(wanted: Preprocessing) -> tuple[str, ...]:
+    """Short sides of other crop fractions than the contract's, and the contract's rounded up."""
+    exact = (wanted.image_size / each for each in (wanted.crop_pct, *_FRACTIONS))
+    found = [*(each for side in exact for each in (math.floor(side), round(side))), wanted.image_size + _MORE]
+    return tuple(side(each) for each in dict.fromkeys(found) if each != resized_short_side(wanted))
+
+
 def _reversed(values: Triple) -> Triple:
     return values[2], values[1], values[0]
 
 
 def _scale(name: str) -> tuple[float, float]:
-    return {"1/255": (1 / 255, 0.0), "none": (1.0, 0.0), "twice": (1 / 255**2, 0.0), "1/127.5 - 1": (1 / 127.5, -1.0)}[
-        name
-    ]
-
-
-def _scaled(size: tuple[int, int], steps: Steps, wanted: Preprocessing) -> tuple[int, int]:
-    if steps.geometry == "squash":
-        return wanted.image_size, wanted.image_size
-    fraction = SHORT_SIDES.get(steps.geometry)
-    short = resized_short_side(wanted) if fraction is None else math.floor(wanted.image_size / fraction)
-    width, height = size
-    return (short, short * height // width) if width <= height else (short * width // height, short)
-
-
-def _resize(picture: Image.Image, size: tuple[int, int], steps: Steps) -> Image.Image:
-    """Pillow's resize, which antialiases; without, PyTorch's, as OpenCV's does the same."""
-    if steps.antialias == "yes" or steps.filter not in {"bilinear", "bicubic"}:
-        return picture.resize(size, Image.Resampling[steps.filter.upper()])
-    import torch
-
-    array = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    bigger = torch.nn.functional.interpolate(array, size=size[::-1], mode=steps.filter, align_corners=False)
-    rounded = bigger[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(rounded.contiguous().numpy())
+    return {
+        "1/255": (1 / 255, 0.0),
+        "none": (1.0, 0.0),
+        "twice": (1 / 255**2, 0.0),
+        "1/127.5 - 1": (1 / 127.5, -1.0),
+        "1/256": (1 / 256, 0.0),
+    }[name]

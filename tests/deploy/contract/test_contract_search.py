@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
+from nextvit_deploy.contract.cuts import ORIENTATION, cropped, pixels, resized
 from nextvit_deploy.contract.given import test_picture as make_picture
-from nextvit_deploy.contract.search import TOLERANCE, search
-from nextvit_deploy.contract.steps import ORIENTATION, Steps, Values, pixels, single_deviations, statistics, to_tensor
+from nextvit_deploy.contract.search import search
+from nextvit_deploy.contract.steps import Steps, Values, single_deviations, statistics, to_tensor
+from nextvit_deploy.contract.trial import TOLERANCE
 from nextvit_deploy.render_contract import difference
 from nextvit_models.preprocessing import Preprocessing
 
@@ -20,9 +22,9 @@ WANTED = Preprocessing(image_size=64, crop_pct=0.875)
 CONTRACT = Steps(filter=WANTED.interpolation)
 SINGLE = tuple(
     each
-    for each in single_deviations(CONTRACT)
+    for each in single_deviations(CONTRACT, WANTED)
     if each.stats != "ImageNet"  # which is the contract here, and has a test of its own
-    and each.geometry != "crop fraction 0.875"  # which is the contract here
+    and each.scale != "1/256"  # which is less than the tolerance, and has a test of its own
 )
 
 
@@ -67,6 +69,10 @@ def test_imagenet_where_the_checkpoint_has_its_own() -> None:
         replace(CONTRACT, filter="bilinear", antialias="no"),
         replace(CONTRACT, scale="none", stats="none"),
         replace(CONTRACT, filter="bilinear", channels="BGR", stats="no std"),
+        replace(CONTRACT, flip="yes", geometry="crop first"),
+        replace(CONTRACT, channels="grey", stats="mean reversed"),
+        replace(CONTRACT, geometry="short side 71", stats="before scaling"),
+        replace(CONTRACT, scale="none", stats="CLIP"),
     ],
 )
 def test_several_wrong_steps(steps: Steps) -> None:
@@ -74,22 +80,62 @@ def test_several_wrong_steps(steps: Steps) -> None:
     assert (found.explained, found.steps) == (True, steps)
 
 
-CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OWN = (0.47, 0.31, 0.52), (0.21, 0.35, 0.17)
 
 
-@pytest.mark.parametrize("cut", [CONTRACT, replace(CONTRACT, filter="bilinear"), replace(CONTRACT, channels="BGR")])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        CONTRACT,
+        replace(CONTRACT, filter="bilinear"),
+        replace(CONTRACT, channels="BGR"),
+        replace(CONTRACT, geometry="letterbox", flip="yes"),
+    ],
+)
 def test_a_mean_and_std_that_nobody_knows_are_named_by_their_values(cut: Steps) -> None:
-    other = replace(WANTED, mean=CLIP[0], std=CLIP[1])
+    other = replace(WANTED, mean=OWN[0], std=OWN[1])
     found = search(to_tensor(pixels(turned(), cut, WANTED), cut, other), "CHW", turned(), WANTED)
     assert (found.explained, found.agrees) == (True, False)
     assert set(found.differing) == {*cut.differing(CONTRACT), "stats"}
     assert found.fitted is not None
-    assert np.allclose(found.fitted, CLIP, atol=1e-9)
-    assert "(0.4815, 0.4578, 0.4082)" in difference("stats", found, WANTED)
+    assert np.allclose(found.fitted, OWN, atol=1e-9)
+    assert "(x - (0.47, 0.31, 0.52)) / (0.21, 0.35, 0.17)" in difference("stats", found, WANTED)
+
+
+def test_inverted_pixels_are_told() -> None:
+    found = search(-made(CONTRACT), "CHW", turned(), WANTED)
+    assert found.differing == ("stats",)
+    assert "inverts" in difference("stats", found, WANTED)
+
+
+@pytest.mark.parametrize("steps", [CONTRACT, replace(CONTRACT, filter="bilinear")])
+def test_a_division_by_256_is_within_the_tolerance_and_said(steps: Steps) -> None:
+    tensor = made(replace(steps, scale="1/256"))
+    found = search(tensor, "CHW", turned(), WANTED)
+    assert (found.explained, found.steps) == (True, steps)
+    assert "divided by 256" in "".join(found.hints)
+    assert search(made(steps), "CHW", turned(), WANTED).hints == ()
+
+
+@pytest.mark.parametrize("value", [0.0, 114 / 255, -2.0])
+@pytest.mark.parametrize("crop", ["centre", "corner"])
+def test_a_letterbox_may_be_padded_with_anything(value: float, crop: str) -> None:
+    steps = replace(CONTRACT, geometry="letterbox", crop=crop)
+    tensor = made(steps)
+    tensor[:, ~cropped(resized(turned(), steps, WANTED), steps, WANTED).inside] = value
+    found = search(tensor, "CHW", turned(), WANTED)
+    assert (found.explained, found.steps) == (True, steps)
+
+
+def test_a_short_side_that_nobody_names() -> None:
+    steps = replace(CONTRACT, geometry="short side 81", filter="bilinear", channels="BGR")
+    found = search(made(steps), "CHW", turned(), WANTED)
+    assert (found.explained, found.steps) == (True, steps)
+    assert difference("geometry", found, WANTED).startswith("short side resized to 81;")
 
 
 def test_another_fraction_is_named_by_its_side() -> None:
-    found = search(made(replace(CONTRACT, geometry="crop fraction 0.95")), "CHW", turned(), WANTED)
+    found = search(made(replace(CONTRACT, geometry="short side 67")), "CHW", turned(), WANTED)
     assert found.differing == ("geometry",)
     assert difference("geometry", found, WANTED).startswith("short side resized to 67;")
 

@@ -27,6 +27,8 @@ def named(steps: Steps, wanted: Preprocessing) -> str:
 
 def conclusion(found: Found) -> str:
     """The outcome in one line."""
+    if found.finding:
+        return f"differs from the checkpoint: {found.finding}"
     if found.agrees:
         return f"agrees with the checkpoint, {found.largest:.2f} of 255 apart at most"
     if found.explained:
@@ -63,7 +65,7 @@ def show_preproc(console: Console, found: Found, given: Given, wanted: Preproces
             _say(console, f"  {step}: {difference(step, found, wanted)}")
         if not found.agrees:
             _say(console, f"  with that, {found.largest:.2f} of 255 apart at most (tolerance {TOLERANCE})")
-    else:
+    elif not found.finding:
         _say(console, f"  closest: {named(found.steps, wanted)}, {found.mean:.1f} of 255 apart on average")
         _say(console, f"  where: {found.where}")
     for other in found.others:

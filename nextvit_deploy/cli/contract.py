@@ -47,17 +47,22 @@ def check_preproc(
 ) -> None:
     """Compare your own preprocessing with the checkpoint's on one picture, and name the step that differs."""
     with t.guard():
+        from nextvit_deploy.contract.calls import unsteady
         from nextvit_deploy.contract.given import given, open_picture, test_picture
-        from nextvit_deploy.contract.search import search
+        from nextvit_deploy.contract.search import never_reached, search, without_search
         from nextvit_deploy.render_contract import as_record, conclusion, show_preproc
         from nextvit_models.checkpoint import load_checkpoint
         from nextvit_models.demo import DEMO_CHECKPOINT
 
         picture = test_picture() if image is None else open_picture(image)
-        array = _array(source, takes, image, picture)
+        arrays = _arrays(source, takes, image, picture)
         wanted = load_checkpoint(DEMO_CHECKPOINT if checkpoint is None else checkpoint, ema=ema).preprocessing
-        read = given(array, source, wanted.image_size)
-        found = search(read.values, read.layout, picture, wanted)
+        read = given(arrays[0], source, wanted.image_size)
+        finding = unsteady(arrays) or never_reached(read.values, picture, wanted)
+        if finding:
+            found = without_search(finding, read.layout, wanted)
+        else:
+            found = search(read.values, read.layout, picture, wanted)
     if as_json:
         t.print_json(as_record(found, read, wanted))
     elif not quiet:
@@ -67,15 +72,16 @@ def check_preproc(
         t.fail(f"{source} {conclusion(found)}", t.FAILED)
 
 
-def _array(source: str, takes: Takes, image: Path | None, picture: Image) -> Array:
-    """What the function makes of the picture, or what the file holds."""
-    from nextvit_deploy.contract.given import call, is_function, load_tensor
+def _arrays(source: str, takes: Takes, image: Path | None, picture: Image) -> tuple[Array, ...]:
+    """What the function makes of the picture, call by call, or what the file holds."""
+    from nextvit_deploy.contract.calls import call, is_function
+    from nextvit_deploy.contract.given import load_tensor
     from nextvit_exporters.errors import DeployError
 
     if not is_function(source):
         if image is None:
             raise DeployError(f"{source} was made from a picture; name it with --image")
-        return load_tensor(Path(source))
+        return (load_tensor(Path(source)),)
     if image is not None:
         return call(source, takes.value, picture, image)
     with tempfile.TemporaryDirectory() as folder:

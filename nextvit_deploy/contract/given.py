@@ -1,28 +1,25 @@
-"""What a user hands over: a function of theirs or a file with its result, and the picture it was given."""
+"""What a user hands over: a tensor, by itself or in a file, and the picture it was made from."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import pickle
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from nextvit_deploy.contract.steps import Values
-from nextvit_exporters.errors import DeployError, first_line
+from nextvit_exporters.errors import DeployError
 
-TAKES: Final = ("path", "pil", "array")
 SUFFIXES: Final = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 _TEST_SIZE: Final = (401, 300)
 _SEED: Final = 7
+_HEADER: Final = 256
+"""Bytes of a file within which it says what it holds."""
 
 Array = NDArray[np.generic]
 
@@ -34,11 +31,6 @@ class Given:
     values: Values
     layout: str
     notes: tuple[str, ...]
-
-
-def is_function(source: str) -> bool:
-    """Whether ``source`` is written FILE.py:FUNCTION."""
-    return source.rpartition(":")[0].endswith(".py")
 
 
 def test_picture() -> Image.Image:
@@ -63,25 +55,6 @@ def open_picture(path: Path) -> Image.Image:
         raise DeployError(f"{path} can't be read as a picture; name a JPEG or PNG file") from error
 
 
-def call(source: str, takes: str, picture: Image.Image, path: Path) -> Array:
-    """What FILE.py:FUNCTION returns for the picture, given as ``takes`` says; ``path`` is where it lies.
-
-    What it prints goes to stderr. Raises DeployError where it can't be imported or called, or returns no array.
-    """
-    file, _, name = source.rpartition(":")
-    with contextlib.redirect_stdout(sys.stderr):
-        function = _import(Path(file), name)
-        upright = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        argument = {"path": str(path), "pil": picture, "array": upright.copy()}[takes]
-        try:
-            returned = function(argument)
-        except (Exception, SystemExit) as error:  # whatever it is, it is theirs
-            raise DeployError(
-                f"{source} raises {type(error).__name__}: {_said(error)}; it was given {_article(takes)}, see --takes"
-            ) from error
-    return _as_array(returned, source)
-
-
 def load_tensor(path: Path) -> Array:
     """The one array in a .npy, .npz, .pt or .safetensors file; raises DeployError where there isn't exactly one."""
     if path.suffix not in SUFFIXES:
@@ -91,12 +64,16 @@ def load_tensor(path: Path) -> Array:
     try:
         held = _read(path)
     except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        if _pickled(path):
+            raise DeployError(
+                f"{path} holds pickled Python objects, which could run code when read; save one plain array or tensor"
+            ) from error
         raise DeployError(f"{path} can't be read as a tensor; save one plain array or tensor in it") from error
     if isinstance(held, dict):
         if len(held) != 1:
             raise DeployError(f"{path} holds {len(held)} tensors; save only the preprocessed picture")
         held = next(iter(held.values()))
-    return _as_array(held, str(path))
+    return as_array(held, str(path))
 
 
 def given(array: Array, source: str, size: int) -> Given:
@@ -116,7 +93,7 @@ def given(array: Array, source: str, size: int) -> Given:
     else:
         raise DeployError(
             f"{source} gives shape {shape}; the checkpoint reads one picture of (1, 3, {size}, {size}), "
-            f"so resize and crop to {size} x {size}"
+            f"so {_reshape(shape, size)}"
         )
     if not np.isfinite(values).all():
         raise DeployError(f"{source} gives {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
@@ -125,42 +102,31 @@ def given(array: Array, source: str, size: int) -> Given:
     return Given(values, layout, tuple(notes))
 
 
-def _said(error: BaseException) -> str:
-    return first_line(error) if isinstance(error, Exception) else "it ends the program"
+def _reshape(shape: tuple[int, ...], size: int) -> str:
+    """What to do about a shape that the checkpoint can't read."""
+    picture = shape[1:] if len(shape) == 4 else shape
+    ends = {picture[0], picture[-1]} if len(picture) == 3 else set()
+    if len(shape) == 4 and shape[0] != 1:
+        return f"give one picture, not {shape[0]}"
+    if len(picture) == 2 or (3 not in ends and 1 in ends):
+        return "it has one channel where three are read: convert the picture to RGB"
+    if 3 not in ends and 4 in ends:
+        return "it has four channels, alpha or black among them, where three are read: convert the picture to RGB"
+    if len(picture) == 3 and 3 not in ends:
+        return "give it three channels: red, green and blue"
+    return f"resize and crop to {size} x {size}"
 
 
-def _article(takes: str) -> str:
-    return {"path": "a path", "pil": "a PIL image", "array": "an HWC uint8 array"}[takes]
-
-
-def _import(path: Path, name: str) -> Callable[[object], object]:
-    if not path.is_file():
-        raise DeployError(f"there is no file {path}; write FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"_given_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise DeployError(f"{path} can't be imported; name a Python file")
-    module = importlib.util.module_from_spec(spec)
-    with _importable(path.resolve().parent, spec.name):
-        sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # whatever it is, it is theirs
-            raise DeployError(f"{path} can't be imported: {type(error).__name__}: {_said(error)}") from error
-    function: object = getattr(module, name, None)
-    if not callable(function):
-        raise DeployError(f"{path} has no function {name!r}; write FILE.py:FUNCTION")
-    return function
-
-
-@contextlib.contextmanager
-def _importable(folder: Path, name: str) -> Iterator[None]:
-    """Let the file import its neighbours, as it can where it is run."""
-    sys.path.insert(0, str(folder))
+def _pickled(path: Path) -> bool:
+    """Whether a file that can't be read is a pickle, or a NumPy or PyTorch file with one inside."""
+    if path.suffix in {".pt", ".pth"} and zipfile.is_zipfile(path):
+        return True
     try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop(name, None)
+        with path.open("rb") as opened:
+            start = opened.read(_HEADER)
+    except OSError:
+        return False
+    return start[:1] == b"\x80" or (start.startswith(b"\x93NUMPY") and b"'descr': '|O'" in start)
 
 
 def _read(path: Path) -> object:
@@ -183,7 +149,7 @@ def _read(path: Path) -> object:
     return loaded
 
 
-def _as_array(value: object, source: str) -> Array:
+def as_array(value: object, source: str) -> Array:
     """NumPy's view of an array or a tensor."""
     if isinstance(value, np.ndarray):
         return value

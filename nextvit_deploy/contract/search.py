@@ -55,6 +55,8 @@ class Found:
     """Mean and std of pixels from 0 to 1, where those are no known ones."""
     hints: tuple[str, ...] = ()
     """What is within the tolerance, but worth saying."""
+    finding: str = ""
+    """What is wrong where it is no step of the preprocessing."""
 
     @property
     def agrees(self) -> bool:
@@ -103,6 +105,23 @@ def search(tensor: Values, layout: str, picture: Image.Image, wanted: Preprocess
         fitted=best.fitted,
         hints=tuple(_hints(trial, best)),
     )
+
+
+def without_search(finding: str, layout: str, wanted: Preprocessing) -> Found:
+    """What is wrong with a tensor where looking for steps would say nothing."""
+    steps = Steps(filter=wanted.interpolation, layout=layout)
+    return Found(
+        steps, (), explained=False, largest=0, mean=0, from_contract=0, others=(), unseen=(), where="", finding=finding
+    )
+
+
+def never_reached(tensor: Values, picture: Image.Image, wanted: Preprocessing) -> str:
+    """Which of the tensor's channels are one value all over though the picture's aren't; empty where none is."""
+    cut = Trial(tensor, picture, wanted, ()).cut(Steps(filter=wanted.interpolation)).pixels
+    flat = [each for each in range(3) if np.ptp(tensor[each]) == 0 and np.ptp(cut[each]) > 0]
+    if len(flat) == 3 and np.ptp(tensor) == 0:
+        return f"every value is {tensor.flat[0]}; the picture never reached it"
+    return "; ".join(f"every value of channel {each} is {tensor[each].flat[0]}" for each in flat)
 
 
 def _order(explanation: Explanation, contract: Steps) -> tuple[bool, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from nextvit_deploy.bisect.run import layers_of
+from nextvit_deploy.bisect.run import bisect
 from nextvit_deploy.request import Request
 from nextvit_exporters.errors import DeployError
 from nextvit_exporters.to_tensorrt import onnx_of
@@ -22,11 +22,13 @@ from tests.deploy import support_trt as trt
 from tests.deploy.bisect import mil_faults, onnx_faults
 from tests.deploy.support import Exported, Ran
 
+IMAGES = 8
+
 
 def named(path: Path) -> str:
-    """The first module that bisection names."""
+    """The first module that bisection names, on as many images as the command takes where nobody says."""
     try:
-        first = layers_of(path, Request(output=path.parent), lambda _: None).parting
+        first = bisect(path, Request(output=path.parent, count=IMAGES), lambda _: None)[0].parting
     except DeployError as error:
         return f"error: {error}"
     return "nothing" if first is None else first.module

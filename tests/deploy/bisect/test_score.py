@@ -14,6 +14,7 @@ from tests.deploy.bisect.scores import wrong
 from tests.deploy.support import Exported, rewrite_once
 
 SEEDS: Final = range(10)
+BREAKING: Final = (5000, 5001, 5010, 5015, 90002, 90004, 90011)
 ENOUGH: Final = 9
 KINDS: Final = ("demo", "engine", "package")
 
@@ -36,6 +37,12 @@ def made(kind: str, request: pytest.FixtureRequest) -> Exported:
 def test_random_faults_are_named(made: Exported) -> None:
     missed = list(wrong(made, SEEDS))
     assert len(SEEDS) - len(missed) >= ENOUGH, missed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_breaks_down_on_one_of_several_images_is_named(made: Exported) -> None:
+    """Faults behind which fewer runs come to an end than PyTorch made."""
+    assert not list(wrong(made, BREAKING))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "half", "dynamic", "open_batch"])

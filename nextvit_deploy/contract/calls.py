@@ -17,6 +17,7 @@ from nextvit_deploy.contract.given import Array, as_array
 from nextvit_exporters.errors import DeployError, first_line
 
 _TAKEN: Final = {"path": "a path", "pil": "a PIL image", "array": "an HWC uint8 array"}
+_PREFIX: Final = "_given_"
 _CALLS: Final = 4
 """A flip of one picture in two is missed once in eight."""
 _STEADY: Final = 1e-4
@@ -36,7 +37,7 @@ def call(source: str, takes: str, picture: Image.Image, path: Path) -> tuple[Arr
     """
     file, _, name = source.rpartition(":")
     folder = Path(file).resolve().parent
-    with contextlib.redirect_stdout(sys.stderr), _importable(folder):
+    with contextlib.redirect_stdout(sys.stderr), _importable(folder, Path(file).stem):
         function = _import(Path(file), name)
         upright = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         returned = []
@@ -83,7 +84,7 @@ def _said(error: BaseException, folder: Path) -> str:
 def _import(path: Path, name: str) -> Callable[[object], object]:
     if not path.is_file():
         raise DeployError(f"there is no file {path}; write FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"_given_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_PREFIX}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise DeployError(f"{path} can't be imported; name a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -92,8 +93,6 @@ def _import(path: Path, name: str) -> Callable[[object], object]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever it is, it is theirs
         raise DeployError(f"{path} can't be imported: {_said(error, path.resolve().parent)}") from error
-    finally:
-        sys.modules.pop(spec.name, None)
     function: object = getattr(module, name, None)
     if not callable(function):
         raise DeployError(f"{path} has no function {name!r}; write FILE.py:FUNCTION")
@@ -101,10 +100,11 @@ def _import(path: Path, name: str) -> Callable[[object], object]:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _importable(folder: Path, name: str) -> Iterator[None]:
     """Let the file import its neighbours, as it can where it is run."""
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
+        sys.modules.pop(f"{_PREFIX}{name}", None)

@@ -64,7 +64,7 @@ def load_tensor(path: Path) -> Array:
     try:
         held = _read(path)
     except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        if _pickled(path):
+        if _pickled(path, error):
             raise DeployError(
                 f"{path} holds pickled Python objects, which could run code when read; save one plain array or tensor"
             ) from error
@@ -117,10 +117,10 @@ def _reshape(shape: tuple[int, ...], size: int) -> str:
     return f"resize and crop to {size} x {size}"
 
 
-def _pickled(path: Path) -> bool:
+def _pickled(path: Path, error: Exception) -> bool:
     """Whether a file that can't be read is a pickle, or a NumPy or PyTorch file with one inside."""
-    if path.suffix in {".pt", ".pth"} and zipfile.is_zipfile(path):
-        return True
+    if path.suffix in {".pt", ".pth"}:
+        return isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
     try:
         with path.open("rb") as opened:
             start = opened.read(_HEADER)

@@ -22,6 +22,7 @@ def right(x):
     return T.Compose([*cut(T.InterpolationMode.BICUBIC), T.Normalize(mean, std)])(x.convert("RGB"))[None]
 def bilinear(x): return T.Compose([*cut(T.InterpolationMode.BILINEAR), T.Normalize(mean, std)])(x)[None]
 def imagenet(x): return T.Compose([*cut(3), T.Normalize((.485, .456, .406), (.229, .224, .225))])(x)[None]
+def random(x): return T.Compose([T.RandomResizedCrop(64), T.ToTensor(), T.Normalize(mean, std)])(x)[None]
 def bgr(x): return right(x).flip(1)
 def nan(x): return right(x) * float("nan")
 def small(x): return right(x)[..., :40]
@@ -67,13 +68,32 @@ def test_the_wrong_step_is_named(pipeline: Path, name: str, step: str, fix: str)
     assert fix in record["differing"][step]
 
 
-def test_a_saved_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("zeros", "every value is 0.0; the picture never reached it"),
+        ("blue", "every value of channel 2 is 3.0"),
+        ("noise", "no known steps explain it"),
+    ],
+)
+def test_a_saved_tensor(name: str, said: str, tmp_path: Path) -> None:
     make_picture().save(tmp_path / "a.png")
-    np.save(tmp_path / "zeros.npy", np.zeros((1, 3, 64, 64), np.float32))
-    ran = check(tmp_path / "zeros.npy", "--image", tmp_path / "a.png")
+    noise = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    blue = noise.copy()
+    blue[:, 2] = 3
+    np.save(tmp_path / "a.npy", {"zeros": noise * 0, "blue": blue, "noise": noise}[name])
+    ran = check(tmp_path / "a.npy", "--image", tmp_path / "a.png")
     assert ran.exit_code == 3
-    assert "no known steps explain it" in ran.stderr
-    assert "where: mean" in ran.stdout
+    assert said in ran.stderr
+    assert ("where: mean" in ran.stdout) == (name == "noise")
+
+
+def test_random_augmentation_is_the_finding(pipeline: Path) -> None:
+    ran = check(f"{pipeline}:random", "--json")
+    assert ran.exit_code == 3
+    assert "build it in eval mode" in ran.stderr
+    record = json.loads(ran.stdout)
+    assert (record["agrees"], record["explained"], record["largest"]) == (False, False, None)
 
 
 def test_quiet(pipeline: Path) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from nextvit_deploy.contract.given import Given
 from nextvit_deploy.contract.search import Found
 from nextvit_deploy.contract.steps import Steps, resized_short_side, side_of, statistics
-from nextvit_deploy.contract.trial import FITTED, TOLERANCE
+from nextvit_deploy.contract.trial import FITTED, MEAN_TOLERANCE, TOLERANCE
 from nextvit_models.preprocessing import Preprocessing, Triple
 
 
@@ -46,6 +46,7 @@ def as_record(found: Found, given: Given, wanted: Preprocessing) -> dict[str, ob
         "differing": {each: difference(each, found, wanted) for each in found.differing},
         "steps": {each: found.steps.value(each) for each in Steps.__slots__},
         "tolerance": TOLERANCE,
+        "mean_tolerance": MEAN_TOLERANCE,
         "largest": None if found.finding else found.largest,
         "mean": None if found.finding else found.mean,
         "largest_from_contract": None if found.finding else found.from_contract,

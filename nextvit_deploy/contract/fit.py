@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nextvit_deploy.contract.cuts import Cut
 from nextvit_deploy.contract.steps import Values
+
+Mask = NDArray[np.bool_]
 
 _OVERSHOOT: Final = 64
 """Steps by which a bicubic resize in floats may pass 0 and 255 where whole pixels are clipped."""
@@ -23,12 +26,21 @@ def line(tensor: Values, cut: Cut) -> tuple[Values, Values]:
 
     Clipped pixels and padding are left out. A channel that is the same all over has gain 0.
     """
+    used = cut.inside & (cut.pixels > 0) & (cut.pixels < 255)
+    return _line(
+        tensor, cut.pixels.astype(np.float64), np.where(used.sum((1, 2), keepdims=True) < _FEWEST, cut.inside, used)
+    )
+
+
+def line_unclipped(tensor: Values, floats: Values, cut: Cut) -> tuple[Values, Values]:
+    """As ``line``, for a picture that was resized in floats."""
+    return _line(tensor, floats, np.broadcast_to(cut.inside, floats.shape))
+
+
+def _line(tensor: Values, target: Values, used: Mask) -> tuple[Values, Values]:
     gain, offset = np.zeros(3), np.zeros(3)
-    for channel, (values, pixels) in enumerate(zip(tensor, cut.pixels, strict=True)):
-        used = cut.inside & (pixels > 0) & (pixels < 255)
-        if used.sum() < _FEWEST:
-            used = cut.inside
-        value, pixel = values[used], pixels[used].astype(np.float64)
+    for channel, mask in enumerate(used):
+        value, pixel = tensor[channel][mask], target[channel][mask]
         spread = value - value.mean()
         square = float((spread**2).sum())
         gain[channel] = float((spread * pixel).sum()) / square if square > _FLAT * value.size else 0.0

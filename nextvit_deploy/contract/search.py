@@ -17,7 +17,7 @@ from PIL import Image
 from nextvit_deploy.contract import fit
 from nextvit_deploy.contract.cuts import ORIENTATION, go_together, plan, upright
 from nextvit_deploy.contract.steps import Steps, Values, side, single_deviations, statistics, to_tensor
-from nextvit_deploy.contract.trial import TOLERANCE, VALUE_STEPS, Explanation, Trial
+from nextvit_deploy.contract.trial import VALUE_STEPS, Explanation, Trial, fits
 from nextvit_models.preprocessing import Preprocessing, Triple
 
 _MOST: Final = 3
@@ -26,6 +26,8 @@ _ALIKE: Final = (2.0, 0.1)
 """Another explanation's mean distance is at most so many times the best's, plus this, or it is no rival."""
 _CLOSEST: Final = 6
 """Cuts that are given names where nothing explains a tensor."""
+_NEAREST: Final = 40
+"""Cuts that are tried in floats where none explains a tensor in whole pixels."""
 _TOO_FINE: Final = "1/256"
 """A choice of ``scale`` that no picture can show."""
 _SAME: Final = 0.2
@@ -65,13 +67,13 @@ class Found:
 
 
 def search(tensor: Values, layout: str, picture: Image.Image, wanted: Preprocessing) -> Found:
-    """The fewest deviations that reproduce ``tensor``, (3, H, W), within ``TOLERANCE``; else the closest."""
+    """The fewest deviations that reproduce ``tensor``, (3, H, W), within the tolerances; else the closest."""
     contract = Steps(filter=wanted.interpolation)
     singles = tuple(_distinct(contract, picture, wanted))
     cuts = tuple(each for each in singles if each.differing(contract)[0] not in VALUE_STEPS)
     values = _values(contract, singles)
     trial = Trial(tensor, picture, wanted, values)
-    explanations = _explanations(trial, contract, cuts) or _any_side(trial, contract)
+    explanations = _explanations(trial, contract, cuts) or _in_floats(trial, contract) or _any_side(trial, contract)
     explanations.sort(key=lambda each: (*_order(each, contract), each.mean))
     from_contract = float(trial.off(contract).max())
     unseen = tuple(_unseen(contract, singles, picture, wanted))
@@ -144,6 +146,12 @@ def _explanations(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> lis
     return found
 
 
+def _in_floats(trial: Trial, contract: Steps) -> list[Explanation]:
+    """Explanations by cuts that a fit to whole pixels only comes near to."""
+    near = [steps for _, steps in sorted(trial.residuals, key=lambda each: each[0])[:_NEAREST]]
+    return [each for steps in dict.fromkeys((contract, *near)) for each in trial.explained_in_floats(steps)]
+
+
 def _any_side(trial: Trial, contract: Steps) -> list[Explanation]:
     """Short sides that nobody names, up to twice the size."""
     size, found = trial.wanted.image_size, list[Explanation]()
@@ -195,7 +203,7 @@ def _unseen(
     ideal = Trial(np.empty(0), picture, wanted, ())
     ideal = Trial(to_tensor(ideal.cut(contract).pixels, contract, wanted), picture, wanted, ())
     for each in singles:
-        if each.scale != _TOO_FINE and ideal.off(each).max() <= TOLERANCE:
+        if each.scale != _TOO_FINE and fits(ideal.off(each)):
             yield each
 
 

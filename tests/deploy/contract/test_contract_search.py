@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from nextvit_deploy.contract.cuts import ORIENTATION, cropped, pixels, resized
 from nextvit_deploy.contract.given import test_picture as make_picture
@@ -143,16 +141,6 @@ def test_another_fraction_is_named_by_its_side() -> None:
 def test_another_layout_is_a_difference() -> None:
     found = search(made(CONTRACT), "HWC", turned(), WANTED)
     assert (found.explained, found.agrees, found.differing) == (True, False, ("layout",))
-
-
-@pytest.mark.parametrize("first", ["pixels", "floats"])
-def test_torchvision_agrees_on_whole_pixels_and_on_floats(first: str) -> None:
-    cut = [v2.Resize(73, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(64)]
-    convert = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    steps = [*cut, *convert] if first == "pixels" else [*convert, *cut]
-    tensor = v2.Compose([*steps, v2.Normalize(WANTED.mean, WANTED.std)])(make_picture())
-    found = search(tensor.numpy().astype(np.float64), "CHW", make_picture(), WANTED)
-    assert found.agrees, found
 
 
 def test_what_nothing_explains_says_where() -> None:

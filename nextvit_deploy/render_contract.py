@@ -13,6 +13,9 @@ from nextvit_deploy.contract.steps import Steps, resized_short_side, side_of, st
 from nextvit_deploy.contract.trial import FITTED, MEAN_TOLERANCE, TOLERANCE
 from nextvit_models.preprocessing import Preprocessing, Triple
 
+_NEAR: Final = 16
+"""Steps of a pixel on average beyond which the closest steps would only mislead."""
+
 
 def difference(step: str, found: Found, wanted: Preprocessing) -> str:
     """Which step differs, and what to do about it, in one sentence."""
@@ -67,7 +70,8 @@ def show_preproc(console: Console, found: Found, given: Given, wanted: Preproces
         if not found.agrees:
             _say(console, f"  with that, {found.largest:.2f} of 255 apart at most (tolerance {TOLERANCE})")
     elif not found.finding:
-        _say(console, f"  closest: {named(found.steps, wanted)}, {found.mean:.1f} of 255 apart on average")
+        near = named(found.steps, wanted) if found.mean <= _NEAR else "nothing known comes near"
+        _say(console, f"  closest: {near}, {found.mean:.1f} of 255 apart on average")
         _say(console, f"  where: {found.where}")
     for other in found.others:
         _say(console, f"  would explain it too: {named(other, wanted)}")
@@ -98,7 +102,7 @@ def _yours(step: str, found: Found, wanted: Preprocessing) -> str:
         "filter": f"resized with {_FILTERS.get(value, value)}",
         "antialias": "resized without antialiasing",
         "crop": "placed at the top left corner" if value == "corner" else f"placed {value} of the centre",
-        "flip": "mirrored, left to right",
+        "flip": f"mirrored, {value}",
         "channels": "grey in all three channels" if value == "grey" else f"channels in the order {value}",
         "orientation": "the camera's orientation is ignored",
         "scale": {
@@ -107,7 +111,10 @@ def _yours(step: str, found: Found, wanted: Preprocessing) -> str:
             "1/127.5 - 1": "pixels scaled to -1 to 1",
             "1/256": "pixels divided by 256",
         }.get(value, ""),
-        "layout": "laid out as height, width, channels",
+        "layout": {
+            "HWC": "laid out as height, width, channels",
+            "CWH": "laid out as channels, width, height",
+        }.get(value, "height, width, channels reshaped to channels, height, width, which scrambles the picture"),
     }
     return said[step]
 

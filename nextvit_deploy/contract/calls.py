@@ -77,7 +77,7 @@ def _said(error: BaseException, folder: Path) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
         if path.is_relative_to(folder) and "site-packages" not in path.parts:
-            return f"{told} at {path.name}:{frame.lineno}"
+            return f"{told} (at {path.name}:{frame.lineno})"
     return told
 
 

@@ -98,8 +98,8 @@ def cropped(done: Image.Image, steps: Steps, wanted: Preprocessing) -> Cut:
     if steps.channels == "grey":
         weighed = np.tensordot(_GREY, array.astype(np.float64), 1)
         array = np.broadcast_to(np.rint(weighed).astype(np.uint8), array.shape)
-    across, first = -1 if steps.flip == "yes" else 1, -1 if steps.channels == "BGR" else 1
-    return Cut(array[::first, :, ::across], inside[:, ::across])
+    first, down, across = _directions(steps)
+    return Cut(array[::first, ::down, ::across], inside[::down, ::across])
 
 
 def pixels(picture: Image.Image, steps: Steps, wanted: Preprocessing) -> Pixels:
@@ -118,7 +118,15 @@ def unrounded(picture: Image.Image, steps: Steps, wanted: Preprocessing) -> Valu
     array: Values = np.stack([np.asarray(band.resize(done.size, filters).crop(box), np.float64) for band in bands])
     if steps.channels == "grey":
         array = np.broadcast_to(np.tensordot(_GREY, array, 1), array.shape)
-    return array[:: -1 if steps.channels == "BGR" else 1, :, :: -1 if steps.flip == "yes" else 1]
+    first, down, across = _directions(steps)
+    return array[::first, ::down, ::across]
+
+
+def _directions(steps: Steps) -> tuple[int, int, int]:
+    """1, or -1 where the channels, the rows or the columns go the other way."""
+    reversed_ = (steps.channels == "BGR", steps.flip == "top to bottom", steps.flip == "left to right")
+    first, down, across = (-1 if each else 1 for each in reversed_)
+    return first, down, across
 
 
 def _box(size: tuple[int, int], steps: Steps, wanted: Preprocessing) -> Box:

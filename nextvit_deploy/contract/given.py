@@ -92,8 +92,8 @@ def given(array: Array, source: str, size: int) -> Given:
         layout, values = "HWC", values.transpose(2, 0, 1)
     else:
         raise DeployError(
-            f"{source} gives shape {shape}; the checkpoint reads one picture of (1, 3, {size}, {size}), "
-            f"so {_reshape(shape, size)}"
+            f"{source} gives shape {shape}; the checkpoint reads one picture of (1, 3, {size}, {size}): "
+            f"{_reshape(shape, size)}"
         )
     if not np.isfinite(values).all():
         raise DeployError(f"{source} gives {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
@@ -109,9 +109,9 @@ def _reshape(shape: tuple[int, ...], size: int) -> str:
     if len(shape) == 4 and shape[0] != 1:
         return f"give one picture, not {shape[0]}"
     if len(picture) == 2 or (3 not in ends and 1 in ends):
-        return "it has one channel where three are read: convert the picture to RGB"
+        return "this has one channel, so convert the picture to RGB"
     if 3 not in ends and 4 in ends:
-        return "it has four channels, alpha or black among them, where three are read: convert the picture to RGB"
+        return "this has four channels, alpha or black among them, so convert the picture to RGB"
     if len(picture) == 3 and 3 not in ends:
         return "give it three channels: red, green and blue"
     return f"resize and crop to {size} x {size}"

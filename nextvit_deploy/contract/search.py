@@ -16,7 +16,7 @@ from PIL import Image
 
 from nextvit_deploy.contract import fit
 from nextvit_deploy.contract.cuts import ORIENTATION, go_together, plan, upright
-from nextvit_deploy.contract.steps import Steps, Values, side, single_deviations, statistics, to_tensor
+from nextvit_deploy.contract.steps import Steps, Values, laid_out, side, single_deviations, statistics, to_tensor
 from nextvit_deploy.contract.trial import VALUE_STEPS, Explanation, Trial, fits
 from nextvit_models.preprocessing import Preprocessing, Triple
 
@@ -26,6 +26,8 @@ _ALIKE: Final = (2.0, 0.1)
 """Another explanation's mean distance is at most so many times the best's, plus this, or it is no rival."""
 _CLOSEST: Final = 6
 """Cuts that are given names where nothing explains a tensor."""
+_NO_CLOSER: Final = 1.1
+"""Steps that are so many times as far from a tensor as the closest are still preferred where they are fewer."""
 _NEAREST: Final = 40
 """Cuts that are tried in floats where none explains a tensor in whole pixels."""
 _TOO_FINE: Final = "1/256"
@@ -73,9 +75,12 @@ def search(tensor: Values, layout: str, picture: Image.Image, wanted: Preprocess
     cuts = tuple(each for each in singles if each.differing(contract)[0] not in VALUE_STEPS)
     values = _values(contract, singles)
     trial = Trial(tensor, picture, wanted, values)
-    explanations = _explanations(trial, contract, cuts) or _in_floats(trial, contract) or _any_side(trial, contract)
-    explanations.sort(key=lambda each: (*_order(each, contract), each.mean))
     from_contract = float(trial.off(contract).max())
+    explanations = _explanations(trial, contract, cuts) or _in_floats(trial, contract)
+    if not explanations and layout == "CHW":
+        layout, trial, explanations = _laid_out(trial, contract, cuts)
+    explanations = explanations or _any_side(trial, contract)
+    explanations.sort(key=lambda each: (*_order(each, contract), each.mean))
     unseen = tuple(_unseen(contract, singles, picture, wanted))
     if not explanations:
         steps = _closest(trial, contract)
@@ -146,6 +151,16 @@ def _explanations(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> lis
     return found
 
 
+def _laid_out(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> tuple[str, Trial, list[Explanation]]:
+    """Explanations of a tensor whose values are in another order than its shape says; as given where there is none."""
+    for layout, tensor in laid_out(trial.tensor, trial.wanted):
+        other = Trial(tensor, trial.picture, trial.wanted, trial.values)
+        found = _explanations(other, contract, cuts)
+        if found:
+            return layout, other, found
+    return "CHW", trial, []
+
+
 def _in_floats(trial: Trial, contract: Steps) -> list[Explanation]:
     """Explanations by cuts that a fit to whole pixels only comes near to."""
     near = [steps for _, steps in sorted(trial.residuals, key=lambda each: each[0])[:_NEAREST]]
@@ -174,7 +189,10 @@ def _closest(trial: Trial, contract: Steps) -> Steps:
     """Of the cuts that came nearest, the one with the names that suit it best."""
     near = [contract, *(steps for _, steps in sorted(trial.residuals, key=lambda each: each[0])[:_CLOSEST])]
     named = [trial.named(steps, value) for steps in dict.fromkeys(near) for value in trial.values]
-    return min(named, key=lambda each: (round(trial.roughly(each), 6), len(each.differing(contract))))
+    few = [(trial.roughly(each), each) for each in named if len(each.differing(contract)) < _MOST]
+    least = min(off for off, _ in few)
+    alike = [(len(each.differing(contract)), off, each) for off, each in few if off <= _NO_CLOSER * least]
+    return min(alike, key=lambda each: each[:2])[2]
 
 
 def _others(explanations: list[Explanation], contract: Steps) -> Iterator[Steps]:

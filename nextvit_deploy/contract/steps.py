@@ -40,7 +40,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
         "letterbox floored",
     ),
     "crop": ("centre", "corner", *SHIFTS),
-    "flip": ("no", "yes"),
+    "flip": ("no", "left to right", "top to bottom"),
     "channels": ("RGB", "BGR", "grey"),
     "orientation": ("applied", "ignored"),
     "scale": ("1/255", "none", "twice", "1/127.5 - 1", "1/256"),
@@ -59,7 +59,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
         "std reversed",
         "before scaling",
     ),
-    "layout": ("CHW", "HWC"),
+    "layout": ("CHW", "HWC", "CWH", "reshaped"),
 }
 """What each step may be; ``geometry`` may also be another short side, which depends on the checkpoint."""
 _CLIP: Final = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -70,7 +70,7 @@ _CAFFE: Final = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255,
 class Steps:
     """One way from a picture to a tensor; the defaults are the contract's but for ``filter``, which it names.
 
-    ``layout`` is read off the tensor's shape, the others are searched for.
+    ``layout`` is read off the tensor's shape where that tells it, the others are searched for.
     """
 
     filter: str
@@ -138,6 +138,18 @@ def gains(steps: Steps, wanted: Preprocessing) -> tuple[Values, Values]:
     mean, std = (np.array(each) for each in statistics(steps.stats, wanted))
     factor, offset = _scale(steps.scale)
     return std / factor, (mean - offset) / factor
+
+
+def laid_out(tensor: Values, wanted: Preprocessing) -> Iterator[tuple[str, Values]]:
+    """A tensor of channels, height and width as it is if it was laid out wrongly, which its shape doesn't tell."""
+    yield "CWH", tensor.transpose(0, 2, 1)
+    yield "reshaped", _unreshaped(tensor)
+    mean, std = (np.reshape(each, (3, 1, 1)) for each in (wanted.mean, wanted.std))
+    yield "reshaped", (_unreshaped(tensor * std + mean) - mean) / std  # and normalised after that
+
+
+def _unreshaped(tensor: Values) -> Values:
+    return tensor.reshape(*tensor.shape[1:], 3).transpose(2, 0, 1)
 
 
 def side_of(geometry: str, wanted: Preprocessing) -> int | None:

@@ -86,6 +86,7 @@ def test_a_saved_tensor(name: str, said: str, tmp_path: Path) -> None:
     assert ran.exit_code == 3
     assert said in ran.stderr
     assert ("where: mean" in ran.stdout) == (name == "noise")
+    assert ("nothing known comes near" in ran.stdout) == (name == "noise")
 
 
 def test_random_augmentation_is_the_finding(pipeline: Path) -> None:

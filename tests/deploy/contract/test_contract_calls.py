@@ -61,12 +61,12 @@ def test_functions_and_files_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"mine.py": "def run(x):\n    return x.nothing"}, "AttributeError: .* at mine.py:2;"),
-        ({"mine.py": "import PIL.Image\ndef run(x):\n    return PIL.Image.open(3)"}, "at mine.py:3;"),
-        ({"mine.py": "from other import *", "other.py": "def run(x):\n\n    return 1 / 0"}, "at other.py:3;"),
+        ({"mine.py": "def run(x):\n    return x.nothing"}, r"AttributeError: .* \(at mine.py:2\);"),
+        ({"mine.py": "import PIL.Image\ndef run(x):\n    return PIL.Image.open(3)"}, r"\(at mine.py:3\);"),
+        ({"mine.py": "from other import *", "other.py": "def run(x):\n\n    return 1 / 0"}, r"\(at other.py:3\);"),
         (
             {"mine.py": "import other", "other.py": "\n\n1 / 0"},
-            "can't be imported: ZeroDivisionError: .* at other.py:3$",
+            r"can't be imported: ZeroDivisionError: .* \(at other.py:3\)$",
         ),
         ({"mine.py": "\ndef run(:"}, r"can't be imported: SyntaxError: .*mine.py, line 2"),
         ({"mine.py": "def run(): pass"}, r"TypeError: .* positional argument.*; it was given"),

@@ -79,7 +79,7 @@ def test_layouts(array: Array, layout: str, notes: int) -> None:
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (VALUES[:, :7], "so resize and crop to 8 x 8"),
+        (VALUES[:, :7], ": resize and crop to 8 x 8"),
         (VALUES[None].repeat(2, axis=0), "give one picture, not 2"),
         (VALUES[0], "one channel"),
         (VALUES[None, :1], "one channel"),

@@ -67,7 +67,7 @@ def test_imagenet_where_the_checkpoint_has_its_own() -> None:
         replace(CONTRACT, filter="bilinear", antialias="no"),
         replace(CONTRACT, scale="none", stats="none"),
         replace(CONTRACT, filter="bilinear", channels="BGR", stats="no std"),
-        replace(CONTRACT, flip="yes", geometry="crop first"),
+        replace(CONTRACT, flip="left to right", geometry="crop first"),
         replace(CONTRACT, channels="grey", stats="mean reversed"),
         replace(CONTRACT, geometry="short side 71", stats="before scaling"),
         replace(CONTRACT, scale="none", stats="CLIP"),
@@ -87,7 +87,7 @@ OWN = (0.47, 0.31, 0.52), (0.21, 0.35, 0.17)
         CONTRACT,
         replace(CONTRACT, filter="bilinear"),
         replace(CONTRACT, channels="BGR"),
-        replace(CONTRACT, geometry="letterbox", flip="yes"),
+        replace(CONTRACT, geometry="letterbox", flip="left to right"),
     ],
 )
 def test_a_mean_and_std_that_nobody_knows_are_named_by_their_values(cut: Steps) -> None:
@@ -136,6 +136,23 @@ def test_another_fraction_is_named_by_its_side() -> None:
     found = search(made(replace(CONTRACT, geometry="short side 67")), "CHW", turned(), WANTED)
     assert found.differing == ("geometry",)
     assert difference("geometry", found, WANTED).startswith("short side resized to 67;")
+
+
+@pytest.mark.parametrize("steps", [CONTRACT, replace(CONTRACT, filter="bilinear", channels="BGR")])
+@pytest.mark.parametrize(("layout", "said"), [("CWH", "channels, width, height"), ("reshaped", "scrambles")])
+def test_a_layout_that_the_shape_hides_is_named(layout: str, said: str, steps: Steps) -> None:
+    tensor = made(steps)
+    wrong = tensor.transpose(0, 2, 1) if layout == "CWH" else tensor.transpose(1, 2, 0).reshape(tensor.shape)
+    found = search(wrong, "CHW", turned(), WANTED)
+    assert (found.explained, found.steps) == (True, replace(steps, layout=layout))
+    assert said in difference("layout", found, WANTED)
+    assert found.from_contract > TOLERANCE
+
+
+def test_reshaped_pixels_may_be_normalised_after_that() -> None:
+    cut = pixels(turned(), CONTRACT, WANTED)
+    found = search(to_tensor(cut.transpose(1, 2, 0).reshape(cut.shape), CONTRACT, WANTED), "CHW", turned(), WANTED)
+    assert (found.explained, found.differing) == (True, ("layout",))
 
 
 def test_another_layout_is_a_difference() -> None:

@@ -136,18 +136,18 @@ def _order(explanation: Explanation, contract: Steps) -> tuple[bool, int]:
     return explanation.fitted is not None, len(explanation.steps.differing(contract))
 
 
-def _explanations(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> list[Explanation]:
-    """All explanations of up to ``_MOST`` deviations of the cut that aren't worse than one with fewer."""
+def _explanations(trial: Trial, contract: Steps, cuts: tuple[Steps, ...], limit: int = _MOST) -> list[Explanation]:
+    """All explanations of up to ``limit`` deviations of the cut that aren't worse than one with fewer."""
     found: list[Explanation] = []
-    most = _MOST
-    for count in range(_MOST + 1):
+    most = limit
+    for count in range(limit + 1):
         if count > most:
             break
         for steps in _combined(contract, cuts, count):
             found += trial.explained(steps)
         if found:
             fitted, fewest = min(_order(each, contract) for each in found)
-            most = count + 1 if fitted and most == _MOST else min(most, fewest)
+            most = count + 1 if fitted and most == limit else min(most, fewest)
     return found
 
 
@@ -155,7 +155,7 @@ def _laid_out(trial: Trial, contract: Steps, cuts: tuple[Steps, ...]) -> tuple[s
     """Explanations of a tensor whose values are in another order than its shape says; as given where there is none."""
     for layout, tensor in laid_out(trial.tensor, trial.wanted):
         other = Trial(tensor, trial.picture, trial.wanted, trial.values)
-        found = _explanations(other, contract, cuts)
+        found = _explanations(other, contract, cuts, _MOST - 1)  # the layout is one
         if found:
             return layout, other, found
     return "CHW", trial, []

@@ -59,9 +59,14 @@ def seen(tensor: Values, gain: Values, offset: Values) -> Values:
     return result
 
 
-def between(tensor: Values, one: tuple[Values, Values], other: tuple[Values, Values]) -> float:
-    """How many steps of a pixel two pairs of gain and offset are apart at most, over the values of the tensor."""
-    ends = np.stack([tensor.min(axis=(1, 2)), tensor.max(axis=(1, 2))])
+def ends(tensor: Values) -> Values:
+    """The smallest and the largest value of each channel, (2, 3)."""
+    result: Values = np.stack([tensor.min(axis=(1, 2)), tensor.max(axis=(1, 2))])
+    return result
+
+
+def between(ends: Values, one: tuple[Values, Values], other: tuple[Values, Values]) -> float:
+    """How many steps of a pixel two pairs of gain and offset are apart at most, over the values between the ends."""
     return float(np.abs(ends * (one[0] - other[0]) + one[1] - other[1]).max())
 
 

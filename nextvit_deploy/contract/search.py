@@ -207,9 +207,9 @@ def _others(explanations: list[Explanation], contract: Steps) -> Iterator[Steps]
 def _hints(trial: Trial, best: Explanation) -> Iterator[str]:
     """That pixels were divided by 256, which is less than the tolerance."""
     if best.fitted is None:
-        fitted = fit.line(trial.tensor, trial.cut(best.steps))
+        fitted, ends = fit.line(trial.tensor, trial.cut(best.steps)), fit.ends(trial.tensor)
         gain, offset = trial.gains(best.steps)
-        exact, finer = (fit.between(trial.tensor, fitted, (gain * by, offset * by)) for by in (1.0, 256 / 255))
+        exact, finer = (fit.between(ends, fitted, (gain * by, offset * by)) for by in (1.0, 256 / 255))
         if finer < _SAME and exact > 2 * _SAME:
             yield "pixels are divided by 256, not by 255: the checkpoint wants 255, though the tolerance allows it"
 

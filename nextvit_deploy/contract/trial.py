@@ -110,10 +110,10 @@ class Trial:
             yield from self._named(steps, whole, *fit.line_unclipped(self.tensor, floats, whole))
 
     def _named(self, steps: Steps, whole: Cut, gain: Values, offset: Values) -> Iterator[Explanation]:
-        known = False
+        known, ends = False, fit.ends(self.tensor)
         for value in self.values:
             named = self.named(steps, value)
-            if fit.between(self.tensor, (gain, offset), self.gains(named)) <= _LIKELY:
+            if fit.between(ends, (gain, offset), self.gains(named)) <= _LIKELY:
                 off = self._off(named, whole, *self.gains(named))
                 if fits(off):
                     known = True

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
 from nextvit_deploy.bisect.cut import Cut
-from nextvit_deploy.bisect.known import Known, Node
-from nextvit_deploy.bisect.match import Match, apart
+from nextvit_deploy.bisect.known import Node
+from nextvit_deploy.bisect.match import apart
 from nextvit_deploy.bisect.places import Evidence, Place, places
 from nextvit_deploy.bisect.record import Parting
 from nextvit_deploy.bisect.seen import told
@@ -22,14 +21,12 @@ _FAR: Final = 12
 _NORM: Final = "BatchNorm"
 
 
-def partings(
-    traced: Traced, known: Known, matches: Mapping[str, Match], tolerance: float, *, named: bool
-) -> tuple[Cut, ...]:
+def partings(evidence: Evidence, tolerance: float, *, named: bool) -> tuple[Cut, ...]:
     """Every parting that none is in front of, in the order of execution, with the tensors around it.
 
-    ``matches`` hold within ``tolerance``; ``named`` says that operations bear the names of the model's own layers.
+    The evidence's matches hold within ``tolerance``; ``named`` says that operations bear the names of the model's own
+    layers.
     """
-    evidence = Evidence.of(traced, known, matches, named=named)
     if not evidence.unexplained:
         return ()
     cuts: dict[str, Cut] = {}

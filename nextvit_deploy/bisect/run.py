@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from nextvit_deploy import references as r
-from nextvit_deploy.bisect.attempt import attempt
+from nextvit_deploy.bisect.attempt import Attempt, attempt
 from nextvit_deploy.bisect.cut import Cut
 from nextvit_deploy.bisect.depth import anchors, largest_jump, layers
 from nextvit_deploy.bisect.known import Known, carried_by, record
@@ -198,18 +198,23 @@ def _exact(
     return known, meant, ()
 
 
+def _tried(subject: _Subject, executor: Executor, known: Known) -> tuple[Attempt, Known]:
+    """The artefact's tensors, and PyTorch's on as many runs as came to an end."""
+    tried = attempt(executor, subject.target.source(subject.path), subject.names.input, subject.inputs)
+    return tried, known if tried.traced is None else known.of_first(tried.traced.runs)
+
+
 def _same_network(
     subject: _Subject, known: Known, meant: fx.GraphModule | None
 ) -> tuple[Series, tuple[Cut, ...], dict[str, str], tuple[str, ...]]:
     executor, tolerance = subject.executors[SAME_NETWORK], subject.tolerance(SAME_NETWORK)
-    tried = attempt(executor, subject.target.source(subject.path), subject.names.input, subject.inputs)
+    tried, known = _tried(subject, executor, known)
     if tried.traced is None:
         series = Series(SAME_NETWORK, executor.name, known.against, tolerance, (), tried.partings)
         return series, (), {}, tried.notes
     traced = tried.traced
-    known = known.of_first(traced.runs)
     matches = match(traced, known, tolerance)
-    cuts = partings(traced, known, matches, tolerance, named=True)
+    cuts = partings(Evidence.of(traced, known, matches, named=True), tolerance, named=True)
     anchored = anchors(traced, known, matches)
     found = [*tried.partings, *(cut.parting for cut in cuts)]
     if meant is not None:
@@ -251,11 +256,10 @@ def _cost(
 ) -> tuple[Series, tuple[str, ...]]:
     """How the error grows where the artefact rounds as it does; nothing parts here that has parted before."""
     executor, tolerance = subject.executors[PRECISION_COST], subject.tolerance(PRECISION_COST)
-    tried = attempt(executor, subject.target.source(subject.path), subject.names.input, subject.inputs)
+    tried, known = _tried(subject, executor, known)
     if tried.traced is None:
         raise NotExecutable(tried.partings[0].why)
     traced = tried.traced
-    known = known.of_first(traced.runs)
     anchored = anchors(traced, known, {}) | dict(anchored)
     found = layers(traced, known, anchored)
     beyond = () if parted else _beyond(found, known, tolerance)
@@ -296,7 +300,7 @@ def _of_strangers(subject: _Subject, on_step: OnStep) -> tuple[tuple[Series, ...
     g.release(floats)
     on_step("execute the artefact, layer by layer")
     executor, tolerance = subject.executors[PRECISION_COST], subject.tolerance(PRECISION_COST)
-    tried = attempt(executor, subject.target.source(subject.path), subject.names.input, subject.inputs)
+    tried, known = _tried(subject, executor, known)
     note = (
         "the file doesn't say which passes and rounding made it: layers are told by their numbers, "
         f"within {tolerance:.0e}, and whether it is the same network can't be told"
@@ -304,13 +308,12 @@ def _of_strangers(subject: _Subject, on_step: OnStep) -> tuple[tuple[Series, ...
     if tried.traced is None:
         series = Series(PRECISION_COST, executor.name, known.against, tolerance, (), tried.partings)
         return (series,), (), (note, *tried.notes)
-    known = known.of_first(tried.traced.runs)
     matches: Mapping[str, Match] = match(tried.traced, known, tolerance)
-    cuts = partings(tried.traced, known, matches, tolerance, named=False)
-    sound = Evidence.of(tried.traced, known, matches, named=False).sound
+    evidence = Evidence.of(tried.traced, known, matches, named=False)
+    cuts = partings(evidence, tolerance, named=False)
     anchored = anchors(tried.traced, known, matches)
     # a name alone tells nothing of what passes may have rewritten, unless something is missing there
-    anchored = {name: tensor for name, tensor in anchored.items() if tensor in matches or name not in sound}
+    anchored = {name: tensor for name, tensor in anchored.items() if tensor in matches or name not in evidence.sound}
     found = layers(tried.traced, known, anchored)
     parted = (*tried.partings, *(cut.parting for cut in cuts))
     series = Series(PRECISION_COST, tried.traced.executor, known.against, tolerance, found, parted)

@@ -22,13 +22,11 @@ from tests.deploy import support_trt as trt
 from tests.deploy.bisect import mil_faults, onnx_faults
 from tests.deploy.support import Exported, Ran
 
-IMAGES = 8
-
 
 def named(path: Path) -> str:
     """The first module that bisection names, on as many images as the command takes where nobody says."""
     try:
-        first = bisect(path, Request(output=path.parent, count=IMAGES), lambda _: None)[0].parting
+        first = bisect(path, Request(output=path.parent), lambda _: None)[0].parting
     except DeployError as error:
         return f"error: {error}"
     return "nothing" if first is None else first.module

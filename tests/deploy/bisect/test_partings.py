@@ -9,11 +9,10 @@ import pytest
 
 from nextvit_deploy.bisect.cut import Cut
 from nextvit_deploy.bisect.known import Known
-from nextvit_deploy.bisect.match import match
 from nextvit_deploy.bisect.partings import partings
 from nextvit_deploy.bisect.traced import Traced
 from nextvit_exporters.errors import BuildFailed
-from tests.deploy.bisect.networks import RUNS, TOLERANCE, known, node, numbers, step, traced
+from tests.deploy.bisect.networks import RUNS, TOLERANCE, evidence, known, node, numbers, step, traced
 
 CHAIN = known(
     node("x", (), numbers(0)), node("a", ["x"], numbers(1)), node("b", ["a"], numbers(2)), carried={"b": ("b.norm",)}
@@ -22,7 +21,7 @@ STEPS = (step("a", ["x"], "t"), step("b", ["t"], "u"))
 
 
 def cut(found: Traced, right: Known = CHAIN, *, named: bool = True) -> Cut:
-    (each,) = partings(found, right, match(found, right, TOLERANCE), TOLERANCE, named=named)
+    (each,) = partings(evidence(found, right, named=named), TOLERANCE, named=named)
     return each
 
 
@@ -35,7 +34,7 @@ def changed(at: int, factor: float) -> Traced:
 
 def test_nothing_parts() -> None:
     found = traced(STEPS, {"x": numbers(0), "t": numbers(1), "u": numbers(2)})
-    assert partings(found, CHAIN, match(found, CHAIN, TOLERANCE), TOLERANCE, named=True) == ()
+    assert partings(evidence(found, CHAIN), TOLERANCE, named=True) == ()
 
 
 def test_what_is_told() -> None:
@@ -94,7 +93,7 @@ def test_two_branches_are_two_partings() -> None:
     found = traced(
         (step("a", ["x"], "t"), step("b", ["x"], "u")), {"x": numbers(0), "t": numbers(91), "u": numbers(92)}
     )
-    cuts = partings(found, right, match(found, right, TOLERANCE), TOLERANCE, named=True)
+    cuts = partings(evidence(found, right), TOLERANCE, named=True)
     assert [each.parting.module for each in cuts] == ["a", "b"]
 
 

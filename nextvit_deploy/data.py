@@ -7,7 +7,6 @@ The steps are timm's evaluation transform: RGB, resize with antialiasing so that
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import struct
 import warnings
@@ -288,11 +287,11 @@ def _read(path: Path, size: tuple[int, int], preprocessing: Preprocessing) -> ND
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as opened:
-            picture = _to_rgb(ImageOps.exif_transpose(opened))
+            picture = to_rgb(ImageOps.exif_transpose(opened))
     return np.asarray(_cut(picture, size, preprocessing)).transpose(2, 0, 1)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
     """Three channels of eight bits; transparency is dropped, 16-bit grey keeps its upper half."""
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
@@ -306,7 +305,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _cut(picture: Image.Image, size: tuple[int, int], preprocessing: Preprocessing) -> Image.Image:
     """Resize so that the picture just covers ``size / crop_pct``, then take the middle."""
     height, width = size
-    cover_height, cover_width = (math.floor(side / preprocessing.crop_pct) for side in size)
+    cover_height, cover_width = map(preprocessing.cover, size)
     if cover_height * picture.width >= cover_width * picture.height:
         scaled = cover_height * picture.width // picture.height, cover_height
     else:

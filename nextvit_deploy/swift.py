@@ -179,7 +179,7 @@ def _expected(spec: ExportSpec, path: Path, package: Package, golden: _Golden, l
     answer = golden.answer.astype(np.float64)
     first = np.argsort(-answer, kind="stable")[:SHOWN].tolist()
     ahead = answer[first[0]] - answer[first[1]] if len(first) > 1 else math.inf
-    picture = spec.input is InputKind.IMAGE
+    picture, cover = spec.input is InputKind.IMAGE, spec.preprocessing.cover
     return {
         "written_by": "nextvit-deploy",
         "schema": SCHEMA,
@@ -204,7 +204,7 @@ def _expected(spec: ExportSpec, path: Path, package: Package, golden: _Golden, l
         "tolerance": {"absolute": golden.tolerance.absolute, "measured": golden.tolerance.measured},
         "preprocessing": {
             "words": _prepare(spec),
-            "resize_to_cover": {"width": _cover(spec, spec.width), "height": _cover(spec, spec.height)},
+            "resize_to_cover": {"width": cover(spec.width), "height": cover(spec.height)},
             "filter": spec.preprocessing.interpolation,
             "antialias": True,
             "crop": {"width": spec.width, "height": spec.height, "place": "centre"},
@@ -223,14 +223,10 @@ def _outputs(package: Package) -> dict[str, str]:
     return {"name": kinds["tensor"]}
 
 
-def _cover(spec: ExportSpec, side: int) -> int:
-    return math.floor(side / spec.preprocessing.crop_pct)
-
-
 def _prepare(spec: ExportSpec) -> str:
     """How an app prepares a picture, in words."""
     wanted = spec.preprocessing
-    cover = _cover(spec, spec.width), _cover(spec, spec.height)
+    cover = wanted.cover(spec.width), wanted.cover(spec.height)
     size = (
         f"its short side has {cover[0]} pixels"
         if spec.width == spec.height

@@ -46,6 +46,10 @@ class Preprocessing:
             return f"image_size must be at least {_MIN_SIZE} pixels, not {self.image_size}"
         return None
 
+    def cover(self, side: int) -> int:
+        """Pixels to resize to, for a centre crop of ``side``: rounded down, as timm does."""
+        return math.floor(side / self.crop_pct)
+
     def as_dict(self) -> dict[str, object]:
         """Field names to JSON values; ``from_dict`` reads it back."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

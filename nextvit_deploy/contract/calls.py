@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from nextvit_deploy.contract.given import Array, as_array
+from nextvit_deploy.data import to_rgb
 from nextvit_exporters.errors import DeployError, first_line
 
 _TAKEN: Final = {"path": "a path", "pil": "a PIL image", "array": "an HWC uint8 array"}
@@ -39,7 +40,7 @@ def call(source: str, takes: str, picture: Image.Image, path: Path) -> tuple[Arr
     folder = Path(file).resolve().parent
     with contextlib.redirect_stdout(sys.stderr), _importable(folder, Path(file).stem):
         function = _import(Path(file), name)
-        upright = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        upright = np.asarray(to_rgb(ImageOps.exif_transpose(picture)))
         returned = []
         for _ in range(_CALLS):
             argument = {"path": str(path), "pil": picture.copy(), "array": upright.copy()}[takes]

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from nextvit_deploy.contract.steps import SHIFTS, Pixels, Steps, Values, resized_short_side, side_of
+from nextvit_deploy.data import to_rgb
 from nextvit_models.errors import DeployError
 from nextvit_models.preprocessing import Preprocessing
 
-ORIENTATION: Final = 0x0112
+ORIENTATION: Final = ExifTags.Base.Orientation
 """The EXIF tag of how the camera was held."""
 _LONGEST: Final = 100_000
 """Pixels along the longer side after the resize."""
@@ -74,7 +75,7 @@ def go_together(steps: Steps) -> bool:
 
 def upright(picture: Image.Image, steps: Steps) -> Image.Image:
     """The picture in RGB, turned as the camera was held if that is one of the steps."""
-    return (ImageOps.exif_transpose(picture) if steps.orientation == "applied" else picture).convert("RGB")
+    return to_rgb(ImageOps.exif_transpose(picture) if steps.orientation == "applied" else picture)
 
 
 def resized(picture: Image.Image, steps: Steps, wanted: Preprocessing) -> Image.Image:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nextvit_deploy.contract.steps import Values
+from nextvit_deploy.data import to_rgb
 from nextvit_exporters.errors import DeployError
 
 SUFFIXES: Final = (".npy", ".npz", ".pt", ".pth", ".safetensors")
@@ -49,7 +50,7 @@ def open_picture(path: Path) -> Image.Image:
     """The picture in a file; raises DeployError where it can't be read."""
     try:
         with Image.open(path) as opened:
-            opened.load()
+            to_rgb(opened)  # which refuses what no tensor can be made of
             return opened.copy()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DeployError(f"{path} can't be read as a picture; name a JPEG or PNG file") from error

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from nextvit_deploy.contract import fit
-from nextvit_deploy.contract.cuts import ORIENTATION, go_together, plan, upright
+from nextvit_deploy.contract.cuts import ORIENTATION, go_together, pixels, plan, upright
 from nextvit_deploy.contract.steps import Steps, Values, laid_out, side, single_deviations, statistics, to_tensor
 from nextvit_deploy.contract.trial import VALUE_STEPS, Explanation, Trial, fits
 from nextvit_models.preprocessing import Preprocessing, Triple
@@ -124,7 +124,7 @@ def without_search(finding: str, layout: str, wanted: Preprocessing) -> Found:
 
 def never_reached(tensor: Values, picture: Image.Image, wanted: Preprocessing) -> str:
     """Which of the tensor's channels are one value all over though the picture's aren't; empty where none is."""
-    cut = Trial(tensor, picture, wanted, ()).cut(Steps(filter=wanted.interpolation)).pixels
+    cut = pixels(picture, Steps(filter=wanted.interpolation), wanted)
     flat = [each for each in range(3) if np.ptp(tensor[each]) == 0 and np.ptp(cut[each]) > 0]
     if len(flat) == 3 and np.ptp(tensor) == 0:
         return f"every value is {tensor.flat[0]}; the picture never reached it"
@@ -176,9 +176,9 @@ def _any_side(trial: Trial, contract: Steps) -> list[Explanation]:
         ("bilinear", "no"): replace(contract, filter="bilinear", antialias="no"),
     }
     for resize in resizes.values():
-        for pixels in range(size, 2 * size + 1):
+        for short in range(size, 2 * size + 1):
             for channels in ("RGB", "BGR"):
-                found += trial.explained(replace(resize, geometry=side(pixels), channels=channels))
+                found += trial.explained(replace(resize, geometry=side(short), channels=channels))
             trial.forget()
         if found:
             break
@@ -218,8 +218,7 @@ def _unseen(
     contract: Steps, singles: tuple[Steps, ...], picture: Image.Image, wanted: Preprocessing
 ) -> Iterator[Steps]:
     """The single deviations that a tensor of this picture wouldn't show."""
-    ideal = Trial(np.empty(0), picture, wanted, ())
-    ideal = Trial(to_tensor(ideal.cut(contract).pixels, contract, wanted), picture, wanted, ())
+    ideal = Trial(to_tensor(pixels(picture, contract, wanted), contract, wanted), picture, wanted, ())
     for each in singles:
         if each.scale != _TOO_FINE and fits(ideal.off(each)):
             yield each

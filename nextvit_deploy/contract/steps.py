@@ -166,7 +166,7 @@ def side(pixels: int) -> str:
 
 def resized_short_side(wanted: Preprocessing) -> int:
     """Pixels along the short side before the crop."""
-    return math.floor(wanted.image_size / wanted.crop_pct)
+    return wanted.cover(wanted.image_size)
 
 
 def other_sides(wanted: Preprocessing) -> tuple[str, ...]:

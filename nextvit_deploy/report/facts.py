@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from nextvit_deploy.bisect.record import Bisection
+from nextvit_deploy.check.cells import LANES, PRECISIONS
 from nextvit_deploy.precision.record import PrecisionPlan
 from nextvit_deploy.verdict import Verdict, worst
 
 NETWORK: Final = "same network"
 COST: Final = "precision cost"
 """The question whose answer is an artefact's error."""
-LANES: Final = ("onnx", "trt", "coreml")
-_FLOATING: Final = ("fp32", "fp16")
 _WORST_FIRST: Final = (Verdict.FAILED, Verdict.NOT_VERIFIED, Verdict.VERIFIED)
 
 
@@ -215,14 +214,18 @@ def ordered(items: Iterable[Item]) -> tuple[Item, ...]:
     """The failed first, then what is not verified, the exact before the compressed; each with a label."""
 
     def key(item: Item) -> tuple[int, int, int, str, str, str]:
-        lane = LANES.index(item.lane) if item.lane in LANES else len(LANES)
-        floating = _FLOATING.index(item.precision) if item.precision in _FLOATING else len(_FLOATING)
-        return _WORST_FIRST.index(item.verdict), lane, floating, item.precision, item.title, item.place
+        ranks = _rank(item.lane, LANES), _rank(item.precision, PRECISIONS)
+        return _WORST_FIRST.index(item.verdict), *ranks, item.precision, item.title, item.place
 
     found = sorted(items, key=key)
     return tuple(
         replace(each, label=label) for each, label in zip(found, _labels([e.title for e in found]), strict=True)
     )
+
+
+def _rank(name: str, known: Sequence[str]) -> int:
+    """Its place among those that are known, behind all of them where it is none."""
+    return known.index(name) if name in known else len(known)
 
 
 def _labels(titles: list[str]) -> list[str]:

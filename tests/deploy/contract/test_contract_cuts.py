@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from nextvit_deploy.contract.cuts import cropped, go_together, plan, resized, unrounded
+from nextvit_deploy.contract.cuts import ORIENTATION, cropped, go_together, pixels, plan, resized, unrounded
+from nextvit_deploy.contract.given import open_picture
 from nextvit_deploy.contract.given import test_picture as make_picture
 from nextvit_deploy.contract.steps import CHOICES, Steps, other_sides
 from nextvit_deploy.contract.trial import TOLERANCE
+from nextvit_deploy.data import load_images
 from nextvit_exporters.errors import DeployError
-from nextvit_models.preprocessing import Preprocessing
+from nextvit_models.preprocessing import INTERPOLATIONS, Preprocessing
 
 WANTED = Preprocessing(image_size=64, crop_pct=0.9)
 CONTRACT = Steps(filter="bicubic")
+
+
+def hard(mode: str) -> Image.Image:
+    """A picture of a mode that isn't simply three bytes a pixel."""
+    values = np.random.default_rng(2).integers(0, 65536, (90, 131))
+    if mode == "I;16":
+        return Image.fromarray(values.astype(np.uint16))
+    made = make_picture().convert(mode)
+    if mode == "P":
+        made.info["transparency"] = bytes([0, 128, 255] * 80)
+    return made
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("held", [1, 6])
+def test_the_contract_is_what_every_command_reads(mode: str, interpolation: str, held: int, tmp_path: Path) -> None:
+    wanted = replace(WANTED, interpolation=interpolation)
+    exif = Image.Exif()
+    exif[ORIENTATION] = held
+    hard(mode).save(tmp_path / "a.png", exif=exif)
+    (expected,) = load_images(tmp_path, 1, (64, 64), wanted).pixels
+    assert np.array_equal(pixels(open_picture(tmp_path / "a.png"), Steps(filter=interpolation), wanted), expected)
+
+
+def test_a_picture_that_no_command_reads_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((70, 70), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DeployError, match="can't be read as a picture"):
+        open_picture(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def _checkpoint(checkpoint: Checkpoint, size: tuple[int, int] | None, *, demo: b
         "parameters": f"{count_parameters(model) / 1e6:.2f} M",
         "work": f"{macs / 1e9:.3f} GMACs at {height}x{width} ({published / 1e9:.3f} as the paper counts, with norms)",
         "preprocessing": (
-            f"short side to {wanted.image_size / wanted.crop_pct:.0f} ({wanted.interpolation}), "
+            f"short side to {wanted.cover(wanted.image_size)} ({wanted.interpolation}), "
             f"centre {wanted.image_size}, mean {wanted.mean}, std {wanted.std}"
         ),
         "layout": checkpoint.layout,

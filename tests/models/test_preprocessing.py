@@ -51,3 +51,8 @@ def test_impossible_values(data: object, says: str) -> None:
 def test_the_constructor_checks_too() -> None:
     with pytest.raises(DeployError, match="need three values each"):
         Preprocessing(mean=(0.5, 0.5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("crop_pct", "side", "covering"), [(0.95, 224, 235), (0.875, 224, 256), (1.0, 64, 64)])
+def test_the_covering_side_is_rounded_down(crop_pct: float, side: int, covering: int) -> None:
+    assert Preprocessing(crop_pct=crop_pct).cover(side) == covering

@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from nextvit_deploy.check.cells import LANES, PASSES, PRECISIONS
 from nextvit_deploy.check.limits import Limits
+from nextvit_deploy.check.places import check_pictures, checkpoint_at, what_is
 from nextvit_deploy.check.stated import by_lane, limits_of
 from nextvit_deploy.check.tables import BadConfig, Table, choose, kind, read_tables, shown
 from nextvit_exporters.spec import MIN_SIDE
 from nextvit_exporters.tensorrt.backends import GPUS, gpu, plain_name
 from nextvit_models.errors import DeployError
 
-__all__ = ["DEMO", "Artefact", "BadConfig", "Combination", "Config", "Matrix", "is_hub_id", "read_config"]
+__all__ = ["DEMO", "Artefact", "BadConfig", "Combination", "Config", "Matrix", "read_config"]
 
 DEMO: Final = "demo"
 """The bundled checkpoint's name in a configuration."""
@@ -37,8 +38,6 @@ _LARGEST: Final = 16384
 """Pixels a side; beyond it even counting overflows."""
 _MOST: Final = 999_999
 _MOST_JOBS: Final = 1024
-_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILES: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx", ".zip", ".tar")
 _TIME: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) *([a-z]+)", re.ASCII | re.IGNORECASE)
 _SECONDS: Final = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1),
@@ -153,11 +152,6 @@ def read_config(path: Path) -> Config:
     )
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether ``source`` reads like ``owner/name``: ``nextvit_models`` knows it too, but comes with PyTorch."""
-    return _HUB_ID.fullmatch(source) is not None and not source.endswith(_FILES)
-
-
 def _section_of(key: str) -> str:
     """What to do about a key that stands outside of its section."""
     if key in _CHECK:
@@ -213,14 +207,10 @@ def _checkpoints(table: Table, key: str, folder: Path) -> Callable[[object, int 
             raise table.bad(f'a checkpoint is {kind(value)}; write "{DEMO}", a path or a hub id', *at)
         if value == DEMO:
             return None
-        path = _absolute(folder, value)
-        if _what(path) == "file":
-            return str(path)
-        if _what(path) == "folder":
-            raise table.bad(f"{shown(value)} is a folder; give the checkpoint's file", *at)
-        if is_hub_id(value):
-            return value
-        raise table.bad(f'there is no {shown(str(path))}; give the checkpoint\'s file, a hub id, or "{DEMO}"', *at)
+        try:
+            return checkpoint_at(value, _absolute(folder, value), f'"{DEMO}"')
+        except DeployError as error:
+            raise table.bad(str(error), *at) from error
 
     return read
 
@@ -268,7 +258,7 @@ def _artefact(table: Table, folder: Path) -> Artefact:
     path = _absolute(folder, value)
     if path.suffix not in SUFFIXES:
         raise table.bad(f"{shown(value)} is no artefact; give one that ends in {', '.join(SUFFIXES)}", "path")
-    if not _what(path):
+    if not what_is(path):
         raise table.bad(f"there is no {path}; export it first, or leave it out", "path")
     checkpoint = table.text("checkpoint", DEMO)
     return Artefact(
@@ -312,7 +302,7 @@ def _check_limits_count(root: Table, matrices: tuple[Matrix, ...], artefacts: tu
 
 def _output(check: Table, folder: Path) -> Path:
     output = _absolute(folder, check.text("output", "exports/check") or "exports/check")
-    if _what(output) == "file":
+    if what_is(output) == "file":
         raise check.bad(f"{output} is a file, where the output's folder goes; name another", "output")
     return output
 
@@ -322,9 +312,10 @@ def _folder(check: Table, key: str, folder: Path) -> Path | None:
     if value is None:
         return None
     path = _absolute(folder, value)
-    if _what(path) != "folder":
-        what = "is a file" if _what(path) else "isn't there"
-        raise check.bad(f"{path} {what}; name a folder of pictures, or leave {key} out", key)
+    try:
+        check_pictures(path, key)
+    except DeployError as error:
+        raise check.bad(str(error), key) from error
     return path
 
 
@@ -333,7 +324,7 @@ def _baseline(check: Table, folder: Path) -> Path | None:
     if value is None:
         return None
     path = _absolute(folder, value)
-    if not _what(path):
+    if not what_is(path):
         raise check.bad(
             f"there is no {path} to compare with; keep an earlier check's output there, or leave it out", "baseline"
         )
@@ -359,11 +350,3 @@ def _absolute(folder: Path, value: str) -> Path:
         return path.resolve() if path.name in {"", ".."} else path.parent.resolve() / path.name
     except (OSError, RuntimeError, ValueError):  # links in a circle, names that can't be: nothing is there
         return path
-
-
-def _what(path: Path) -> Literal["file", "folder", ""]:
-    """What is there; nothing where it can't be asked, as with a name too long."""
-    try:
-        return "folder" if path.is_dir() else "file" if path.exists() else ""
-    except (OSError, ValueError):
-        return ""

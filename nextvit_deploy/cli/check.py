@@ -104,13 +104,13 @@ def all_lanes(
     """Export to everything that this machine can build, prove it all, and end in one table and one report."""
     with t.guard(_KEPT):
         from nextvit_deploy.check.matrix import default_matrix
+        from nextvit_deploy.check.places import checkpoint_at
         from nextvit_deploy.check.run import CheckRequest
 
         lanes, notes = _lanes()
-        cells = default_matrix(
-            _absolute(checkpoint), lanes, None if calibration is None else str(calibration.absolute())
-        )
-        pictures = None if images is None else str(images.absolute())
+        source = None if checkpoint is None else checkpoint_at(checkpoint, Path(checkpoint).absolute(), "none at all")
+        cells = default_matrix(source, lanes, _folder(calibration, "--calibration"))
+        pictures = _folder(images, "--images")
         judged = None if checkpoint is not None and images is None else _PICTURES
         cells = tuple(replace(each, images=pictures, count=count, ema=ema, pictures=judged) for each in cells)
         if checkpoint is not None and calibration is None:
@@ -132,9 +132,14 @@ def _lanes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return lanes, tuple(notes)
 
 
-def _absolute(checkpoint: str | None) -> str | None:
-    """A file's whole path; a hub id as it is."""
-    return str(Path(checkpoint).absolute()) if checkpoint is not None and Path(checkpoint).exists() else checkpoint
+def _folder(path: Path | None, option: str) -> str | None:
+    """A folder of pictures by its whole path; raises DeployError where it is none."""
+    from nextvit_deploy.check.places import check_pictures
+
+    if path is None:
+        return None
+    check_pictures(path.absolute(), option)
+    return str(path.absolute())
 
 
 def _run(request: CheckRequest, running: Running) -> CheckResult:

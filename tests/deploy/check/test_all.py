@@ -35,3 +35,26 @@ def test_a_place_that_takes_nothing_is_told_first(option: str, tmp_path: Path, m
     assert (done.status, done.out) == (1, "")
     assert "can't be written" in one_line(done.err)
     assert not list(ran.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("gone.pth",), "gone.pth'; give the checkpoint's file, a hub id, or none at all"),
+        (("folder",), "'folder' is a folder; give the checkpoint's file"),
+        (("--images", "gone"), "gone isn't there; name a folder of pictures, or leave --images out"),
+        (("--calibration", "file"), "file is a file; name a folder of pictures, or leave --calibration out"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_made(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = acting(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("no pictures")
+    done = call("all", *arguments)
+    assert (done.status, done.out) == (1, "")
+    assert one_line(done.err).endswith(said)
+    assert not list(ran.iterdir())
+    assert not (tmp_path / "exports").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nextvit_deploy.check.config import is_hub_id
+from nextvit_deploy.check.places import is_hub_id
 from nextvit_deploy.check.stated import OWN_TOLERANCES
 from nextvit_exporters import targets
 from nextvit_exporters.spec import Precision
